@@ -1,0 +1,87 @@
+"""LoHa: dW = (w1_a @ w1_b) * (w2_a @ w2_b), element by element.
+
+The Hadamard product of two rank-r matrices reaches rank r^2 with 2 r (o + i) parameters (Hyeon-Woo
+et al. 2022, FedPara, arXiv 2108.06098, prop. 1; Yeh et al. 2023, arXiv 2309.14859, eq. 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from ..knobs import Knob
+from . import Algorithm, Layer, Shape, Tensors
+
+
+@dataclass(frozen=True)
+class LohaOptions:
+    use_tucker: Annotated[bool, Knob("On convolutions, split the kernel off into small tensors of "
+                                     "their own.", label="Tucker decomposition")] = False
+
+
+class Loha(Algorithm):
+    name = "loha"
+    label = "LoHa"
+    order = 2
+    keys = {"w1_a": "hada_w1_a", "w1_b": "hada_w1_b", "w2_a": "hada_w2_a", "w2_b": "hada_w2_b",
+            "t1": "hada_t1", "t2": "hada_t2"}
+    fold = "w1_a"
+    ranked = {"w1_b": 0}
+    Options = LohaOptions
+
+    def shapes(self, layer: Layer) -> dict[str, Shape]:
+        r = self.dim
+        if self.options.use_tucker and layer.is_spatial:
+            core = (r, r, *layer.kernel)
+            return {"w1_a": (r, layer.out), "w1_b": (r, layer.inp), "w2_a": (r, layer.out),
+                    "w2_b": (r, layer.inp), "t1": core, "t2": core}
+        fan_in = layer.inp
+        for side in layer.kernel:
+            fan_in *= side
+        return {"w1_a": (layer.out, r), "w1_b": (r, fan_in),
+                "w2_a": (layer.out, r), "w2_b": (r, fan_in)}
+
+    def init(self, p: Tensors, from_zero: bool = True) -> None:
+        deviation = {"w1_a": 0.1, "w1_b": 1.0, "w2_a": 0.0 if from_zero else 0.1, "w2_b": 1.0,
+                     "t1": 0.1, "t2": 0.1}
+        for name, tensor in p.items():
+            tensor.normal_(std=deviation[name]) if deviation[name] else tensor.zero_()
+
+    def delta(self, p: Tensors, layer: Layer, weight: Tensor | None = None) -> Tensor:
+        if "t1" in p:
+            return (_tucker(p["t1"], p["w1_a"], p["w1_b"])
+                    * _tucker(p["t2"], p["w2_a"], p["w2_b"]))
+        product = _Hadamard.apply(p["w1_a"], p["w1_b"], p["w2_a"], p["w2_b"])
+        return product.view(layer.shape)
+
+    @classmethod
+    def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:
+        if not cls.has(found, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"):
+            return None
+        return found["hada_w1_b"][0], LohaOptions("hada_t1" in found)
+
+
+def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """core (r, r, *k), a (r, out), b (r, in) -> (out, in, *k)."""
+    return torch.einsum("ij...,ip,jq->pq...", core, a, b)
+
+
+class _Hadamard(torch.autograd.Function):
+    """(a1 b1) * (a2 b2), remembering the four factors and not the two full products."""
+
+    @staticmethod
+    def forward(ctx: Any, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
+        ctx.save_for_backward(a1, b1, a2, b2)
+        return (a1 @ b1).mul_(a2 @ b2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        a1, b1, a2, b2 = ctx.saved_tensors
+        left = (a2 @ b2).mul_(grad)
+        grads = [left @ b1.T, a1.T @ left]
+        left = torch.mm(a1, b1, out=left).mul_(grad)
+        return (*grads, left @ b2.T, a2.T @ left)

@@ -1,0 +1,120 @@
+"""The full state of a training run in one file, written whole or not at all, checked when read.
+
+    state/step-00000100.safetensors    adapter in fp32, optimiser, step; metadata with its sha256
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import durable, tensorfile
+from .errors import RunError
+from .network import LycorisNetwork
+
+KEEP = 2  # the newest and, should it be damaged, the one before
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: `step` optimiser steps are done. Times in seconds since 1970."""
+
+    step: int = 0
+    loss_avg: float = 0.0
+    started: float = 0.0
+    session: int = 0
+
+
+def save(folder: Path, network: LycorisNetwork, optimizer: torch.optim.Optimizer,
+         progress: Progress, scaler: Mapping[str, Any]) -> Path:
+    """Write the state of a step; the older ones beyond KEEP go only after it is durable."""
+    tensors = {f"network/{name}": p.detach() for name, p in network.named_parameters()}
+    state, plain = _split(optimizer.state_dict()["state"])
+    tensors |= state
+    described = {
+        "progress": json.dumps(asdict(progress)),
+        "optimizer": json.dumps({"state": plain, "groups": _groups(optimizer)}),
+        "scaler": json.dumps(dict(scaler)),
+        "sha256": tensorfile.digest(tensors),
+    }
+    path = tensorfile.write(folder / f"step-{progress.step:08d}.safetensors", tensors, described)
+    for old in found(folder)[:-KEEP]:
+        durable.remove(old)
+    return path
+
+
+def found(folder: Path) -> list[Path]:
+    """The states in a folder, the oldest first."""
+    return sorted(folder.glob("step-*.safetensors"))
+
+
+@dataclass(frozen=True)
+class State:
+    progress: Progress
+    tensors: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    scaler: Mapping[str, Any]
+
+    def restore(self, network: LycorisNetwork, optimizer: torch.optim.Optimizer) -> None:
+        """Put weights and optimiser back as they were; RunError where the network is another."""
+        own = dict(network.named_parameters())
+        saved = {name.removeprefix("network/"): t for name, t in self.tensors.items()
+                 if name.startswith("network/")}
+        if {n: p.shape for n, p in own.items()} != {n: t.shape for n, t in saved.items()}:
+            raise RunError("The saved state belongs to another network than the settings describe.",
+                           "Resume with the run's own config.toml, or start a new run.")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(saved[name])
+        state: dict[int, dict[str, Any]] = {
+            int(index): dict(values) for index, values in self.optimizer["state"].items()}
+        for name, tensor in self.tensors.items():
+            if name.startswith("optimizer/"):
+                _, index, key = name.split("/")
+                state.setdefault(int(index), {})[key] = tensor
+        groups = optimizer.state_dict()["param_groups"]
+        for group, values in zip(groups, self.optimizer["groups"], strict=True):
+            group.update(values)
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def load(folder: Path) -> tuple[State | None, list[str]]:
+    """The newest whole state, or None where there is none; and what was wrong with newer ones."""
+    problems: list[str] = []
+    for path in reversed(found(folder)):
+        try:
+            tensors, described = tensorfile.read(path, RunError)
+            if tensorfile.digest(tensors) != described.get("sha256"):
+                raise RunError(f"{path.name} is damaged: its checksum does not match.")
+            return State(Progress(**json.loads(described["progress"])), tensors,
+                         json.loads(described["optimizer"]),
+                         json.loads(described["scaler"])), problems
+        except RunError as error:
+            problems.append(error.message)
+    return None, problems
+
+
+def _split(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[int, dict]]:
+    """An optimiser's state as ({name: tensor}, {index: plain values})."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[int, dict[str, Any]] = {}
+    for index, values in state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{key}"] = value
+            else:
+                plain.setdefault(index, {})[key] = value
+    return tensors, plain
+
+
+def _groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The parameter groups' plain settings; tensors and the parameters themselves stay out."""
+    return [{key: value for key, value in group.items()
+             if isinstance(value, (int, float, bool, str, type(None)))}
+            for group in optimizer.param_groups]

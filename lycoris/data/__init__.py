@@ -1,0 +1,1 @@
+"""Pictures and captions: from a folder on disk to batches of latents."""

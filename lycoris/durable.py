@@ -1,0 +1,125 @@
+"""The only way anything is written that a user would miss.
+
+A file is written beside its target under another name, flushed, fsynced and renamed over it, and
+the folder is fsynced: whatever happens in between, a reader finds the old file or the new one,
+whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from .errors import DiskError
+
+
+def write_bytes(path: Path | str, chunks: bytes | Iterable[bytes | memoryview]) -> Path:
+    """Replace the file at `path` atomically; `chunks` may stream. Raises DiskError."""
+    target = Path(path)
+    if target.is_symlink():
+        target = target.resolve()  # write through the link, never replace it
+    if isinstance(chunks, bytes):
+        chunks = (chunks,)
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f".{target.name[:40]}.{secrets.token_hex(6)}.tmp"
+        with temporary.open("xb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        temporary.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise disk_error(error, target) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+    return target
+
+
+def write_text(path: Path | str, text: str) -> Path:
+    """As write_bytes, in UTF-8 and with the line ends as given."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one whole line; a line torn by a crash has no newline and readers leave it alone."""
+    try:
+        with path.open("ab") as file:
+            if file.tell() and not _ends_with_newline(path):
+                file.write(b"\n")  # a torn line of an earlier process must not swallow this one
+            file.write(line.encode("utf-8") + b"\n")
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+def make_folder(path: Path, *, new: bool = False) -> Path:
+    """Create the folder and its parents; with `new` it must not exist yet (FileExistsError)."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=not new)
+        sync_folder(path.parent)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise disk_error(error, path) from error
+    return path
+
+
+def remove(path: Path) -> None:
+    """Delete one file that has been superseded; that it is gone already is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def sweep(folder: Path) -> None:
+    """Delete temporary files that a killed process left in `folder`."""
+    for leftover in folder.glob(".*.tmp"):
+        remove(leftover)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut (folders cannot be fsynced on Windows)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def disk_error(error: OSError, path: Path) -> DiskError:
+    """The same failure in words: which file, why, and the way out."""
+    if error.errno == errno.ENOSPC:
+        free = _free_megabytes(path)
+        return DiskError(
+            f"The disk is full: {path} could not be written ({free} MB free).",
+            "Free some space or choose another folder; what was there before is intact.", path)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return DiskError(f"No permission to write {path}.",
+                         "Choose a folder you may write to, or change its permissions.", path)
+    return DiskError(f"{path} could not be written: {error.strerror or error}.",
+                     "Check that the folder exists and the disk is well.", path)
+
+
+def _free_megabytes(path: Path) -> int:
+    existing = next((folder for folder in path.parents if folder.exists()), Path.cwd())
+    return shutil.disk_usage(existing).free // 2**20
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

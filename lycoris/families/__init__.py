@@ -1,0 +1,161 @@
+"""The model families: each a file in this folder that says everything about one kind of model.
+
+A `Family` is opened on a base model's files and knows its facts from their headers, without weights
+and without diffusers: layers, presets, key names, tokens. `load` gives the `Model` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..algorithms import Layer
+from ..errors import ConfigError, ModelFileError
+from ..objectives import Objective
+from ..registry import discover, pick
+
+Patterns = Mapping[str, tuple[str, ...]]  # {part: name patterns}
+
+
+class Family:
+    """Facts about one base model of this kind."""
+
+    name: ClassVar[str] = ""
+    label: ClassVar[str] = ""
+    prefixes: ClassVar[Mapping[str, str]] = {}  # {part: how its keys begin}
+    presets: ClassVar[Mapping[str, Patterns]] = {}
+    classes: ClassVar[Mapping[str, str]] = {}  # {class name of a bare module: its part}
+
+    base: Path
+    layers: tuple[Layer, ...]
+    side_multiple: int  # pictures' sides must be multiples of this, in pixels
+    latent_scale: int  # pixels of one latent's side
+    resolution: int  # the side it was made for, in pixels
+    max_tokens: int  # words of a caption that are read, in tokens
+    metadata: Mapping[str, str]  # what an adapter's file says of its base
+
+    def __init__(self, base: Path):
+        """Read the facts; raises ModelFileError where a part is missing or unfit."""
+        raise NotImplementedError
+
+    @classmethod
+    def detect(cls, base: Path) -> bool:
+        """Is the model in this folder one of ours?"""
+        raise NotImplementedError
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> Model:
+        raise NotImplementedError
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption as the text encoder will count them, without the two ends."""
+        raise NotImplementedError
+
+    def files(self) -> list[Path]:
+        """What the model is made of, for its fingerprint."""
+        raise NotImplementedError
+
+    @classmethod
+    def key(cls, layer: Layer) -> str:
+        """How the layer's tensors begin in an adapter file."""
+        return f"{cls.prefixes[layer.part]}_{layer.name.replace('.', '_')}"
+
+    @classmethod
+    def select(cls, layers: Sequence[Layer], preset: str) -> list[Layer]:
+        """The layers a preset names; ConfigError for a name that does not exist."""
+        wanted = pick(cls.presets, preset, "network.preset")
+        return [layer for layer in layers
+                if any(fnmatchcase(layer.name, p) for p in wanted.get(layer.part, ()))]
+
+
+class Model:
+    """A loaded base model. Pictures are (b, 3, h, w) in -1..1."""
+
+    modules: Mapping[str, nn.Module]  # {part: module in which the layers' names are paths}
+    objective: Objective
+    scheduler_config: Mapping[str, Any]
+    device: torch.device
+    latent_channels: int
+
+    def encode_image(self, pictures: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def encode_text(self, captions: Sequence[str]) -> Tensor:
+        raise NotImplementedError
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """One call of the denoiser."""
+        raise NotImplementedError
+
+    def decode(self, latents: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def train_mode(self, *, checkpointing: bool) -> None:
+        """Freeze all weights and prepare for gradients through the model."""
+        raise NotImplementedError
+
+    def eval_mode(self) -> None:
+        raise NotImplementedError
+
+
+def catalogue() -> Mapping[str, type[Family]]:
+    return discover(__name__)
+
+
+def preset_names() -> tuple[str, ...]:
+    """Every preset of every family, each once, in their order."""
+    return tuple(dict.fromkeys(p for family in catalogue().values() for p in family.presets))
+
+
+def open_base(base: Path, family: str = "auto") -> Family:
+    """The base model at `base`; raises ModelFileError where it is missing or of no known family."""
+    if not base.exists():
+        raise ModelFileError(f"There is no base model at {base}.",
+                             "Choose the folder of a model in the diffusers layout; "
+                             "assets/tiny-sd is built in.")
+    if family != "auto":
+        return pick(catalogue(), family, "model.family")(base)
+    for kind in catalogue().values():
+        if kind.detect(base):
+            return kind(base)
+    raise ModelFileError(
+        f"{base} is no model of a known family ({', '.join(catalogue())}).",
+        "Choose the folder that holds model_index.json; files in other layouts must be converted "
+        "with diffusers first.")
+
+
+def part_of(module: nn.Module) -> tuple[type[Family], str] | None:
+    """The family and part a bare module belongs to, by its class; None for anything else."""
+    for kind in catalogue().values():
+        part = kind.classes.get(type(module).__name__)
+        if part:
+            return kind, part
+    return None
+
+
+def layers_of(module: nn.Module, part: str = "",
+              rename: Callable[[str], str] = str) -> list[Layer]:
+    """The layers of a real module that an adapter could take: linear, conv and affine norms."""
+    found = []
+    for name, child in module.named_modules():
+        weight = getattr(child, "weight", None)
+        if isinstance(child, nn.Linear):
+            kind = "linear"
+        elif isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            kind = "conv"
+        elif isinstance(child, (nn.LayerNorm, nn.GroupNorm)) and weight is not None:
+            kind = "norm"
+        else:
+            continue
+        found.append(Layer(rename(name), kind, tuple(weight.shape),
+                           getattr(child, "bias", None) is not None, part))
+    return found
+
+
+def need_layers(layers: Sequence[Layer], preset: str) -> None:
+    if not layers:
+        raise ConfigError({"network.preset": f"the preset {preset} matches no layer of this model"})

@@ -1,0 +1,236 @@
+"""The plan: everything a run will do that can be known before it, from settings and facts on disk.
+
+The page shows it, plan.json records it, the trainer executes it. No weights are read.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from . import (
+    algorithms,
+    config,
+    devices,
+    families,
+    knobs,
+    metadata,
+    optimizers,
+    samplers,
+    schedules,
+    sizes,
+)
+from .assignments import Assignment, assign_family
+from .config import Config, NetworkConfig
+from .data import buckets as bucketing
+from .data import folder
+from .data.folder import Dataset
+from .data.loader import batches_per_epoch
+from .errors import ConfigError, LycorisError
+from .events import Warned
+from .families import Family, open_base, preset_names
+from .registry import pick
+from .sizes import Sizes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, decided. `dataset` and `buckets` belong together: one bucket a readable picture."""
+
+    config: Config
+    family: Family
+    assignments: tuple[Assignment, ...]
+    dataset: Dataset | None
+    buckets: tuple[tuple[int, int], ...]
+    sizes: Sizes
+    warnings: tuple[Warned, ...]
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return batches_per_epoch(self.buckets, self.config.train.batch_size)
+
+    @property
+    def epochs(self) -> float:
+        """How often each picture is seen."""
+        train = self.config.train
+        return train.steps * train.accumulate / max(1, self.batches_per_epoch)
+
+    @property
+    def training_bytes(self) -> int:
+        """Bytes the adapter itself takes while training: fp32 weights, gradients, optimiser."""
+        row = optimizers.ROWS[self.config.optimizer.name]
+        return int(self.sizes.parameters * (8 + row.state_bytes))
+
+    def summary(self) -> dict[str, Any]:
+        """The plan in plain numbers, for plan.json and for --json."""
+        return {
+            "name": config.run_name(self.config),
+            "algo": self.config.network.algo, "family": self.family.name,
+            "layers": self.sizes.layers, "parameters": self.sizes.parameters,
+            "tensors": self.sizes.tensors, "tensor_bytes": self.sizes.tensor_bytes,
+            "file_bytes": self.sizes.file_bytes,
+            "file_bytes_with_metadata": self.sizes.file_bytes_with_metadata,
+            "parts": dict(self.sizes.parts), "kinds": dict(self.sizes.kinds),
+            "training_bytes": self.training_bytes,
+            "pictures": len(self.dataset.readable) if self.dataset else 0,
+            "buckets": {f"{w}x{h}": n for (w, h), n in sorted(Counter(self.buckets).items())},
+            "steps": self.config.train.steps, "batches_per_epoch": self.batches_per_epoch,
+            "epochs": round(self.epochs, 3),
+            "warnings": [asdict(warning) for warning in self.warnings],
+        }
+
+
+def make(run: Config, *, family: Family | None = None, dataset: Dataset | None = None,
+         need_dataset: bool = True) -> Plan:
+    """The plan of a run. Raises a typed error for the first thing that makes it impossible, and a
+    ConfigError with all settings that do.
+
+    `family` and `dataset` may be given by a caller that has them open already; without
+    `need_dataset` a missing folder leaves the plan without pictures (an estimate of the size).
+    """
+    check_names(run)
+    if family is None:
+        family = open_base(config.find(run.model.base), run.model.family)
+    if dataset is None:
+        try:
+            dataset = folder.scan(config.find(run.dataset.folder))
+        except LycorisError:
+            if need_dataset:
+                raise
+    if need_dataset and dataset is not None:
+        folder.require_trainable(dataset)
+    check_sides(run, family)
+    assignments = tuple(assign_family(family, run.network))
+    chosen = _buckets(run, dataset)
+    draft = Plan(run, family, assignments, dataset, chosen, _measured(run, family, assignments,
+                                                                     dataset, chosen), ())
+    return replace(draft, warnings=tuple(_warnings(draft)))
+
+
+def _measured(run: Config, family: Family, assignments: Sequence[Assignment],
+              dataset: Dataset | None, buckets: Sequence[tuple[int, int]]) -> Sizes:
+    facts = facts_of(run, buckets)
+    described = metadata.with_hashes(metadata.describe(run, family, dataset, facts), None)
+    return sizes.measure(assignments, run.output.dtype, described)
+
+
+def facts_of(run: Config, buckets: Sequence[tuple[int, int]], **known: Any) -> metadata.Facts:
+    """What the metadata says of the data; `known` are times and ids once they are known."""
+    return metadata.Facts(
+        batches_per_epoch=batches_per_epoch(buckets, run.train.batch_size),
+        buckets=Counter(buckets),
+        precision=devices.precision(run.train.precision, devices.choose(run.train.device)),
+        **{"step": run.train.steps, **known})
+
+
+def file_bytes(run: Config, network: NetworkConfig, family: Family) -> int:
+    """Bytes of the adapter without metadata, for another network on the same base."""
+    found = assign_family(family, network)
+    return sizes.measure(found, run.output.dtype, {}).file_bytes
+
+
+def match(run: Config, algo: str, family: Family, target: int | None = None) -> Config:
+    """The same run with another algorithm at the dim whose file comes closest in size.
+
+    `target` is in bytes without metadata; by default the run's own.
+    """
+    if target is None:
+        target = file_bytes(run, run.network, family)
+    own = {name: value for name, value in run.network.options.items()
+           if name in knobs.leaves(pick(algorithms.catalogue(), algo, "network.algo").Options)}
+    start = replace(run.network, algo=algo, options=own)
+    size_of = functools.cache(lambda dim: file_bytes(run, sizes.with_dim(start, dim), family))
+    matched = sizes.match_bytes(target, start, lambda network: size_of(network.dim))
+    return replace(run, network=matched)
+
+
+def check_names(run: Config) -> None:
+    """Every setting that must name an entry of a catalogue does; all problems at once."""
+    catalogues: Mapping[str, Sequence[str]] = names()
+    problems: dict[str, str] = {}
+    for path, leaf in config.LEAVES.items():
+        known = catalogues.get(leaf.knob.catalogue)
+        value = knobs.get(run, path)
+        if known is not None and value not in known:
+            problems[path] = (f"{path}: there is no {value!r}; choose one of {', '.join(known)}."
+                              + knobs.nearest(str(value), tuple(known)))
+    if "network.algo" not in problems:
+        try:
+            algorithms.read_options(run.network.algo, run.network.options)
+        except ConfigError as error:
+            problems |= error.problems
+    if problems:
+        raise ConfigError(problems)
+
+
+def names() -> dict[str, tuple[str, ...]]:
+    """{catalogue: its names}, for checks and for the form's choices."""
+    return {
+        "algorithms": tuple(algorithms.catalogue()),
+        "families": ("auto", *families.catalogue()),
+        "presets": preset_names(),
+        "optimizers": tuple(optimizers.ROWS),
+        "schedules": tuple(schedules.SCHEDULES),
+        "samplers": tuple(samplers.ROWS),
+    }
+
+
+def check_sides(run: Config, family: Family) -> None:
+    """Sides must be multiples of what the model halves; ConfigError names each that is not."""
+    unit = family.side_multiple
+    sides = {"dataset.bucket_step": run.dataset.bucket_step,
+             "sample.width": run.sample.width, "sample.height": run.sample.height}
+    problems = {path: f"{path} is {side}; this model needs multiples of {unit} px. "
+                      f"Set it to {max(unit, round(side / unit) * unit)}."
+                for path, side in sides.items() if side is not None and side % unit}
+    if run.dataset.resolution < unit:
+        problems["dataset.resolution"] = (
+            f"dataset.resolution is {run.dataset.resolution}; the least is {unit} px")
+    elif run.dataset.resolution < run.dataset.bucket_step:
+        problems["dataset.bucket_step"] = (
+            f"dataset.bucket_step is {run.dataset.bucket_step}, more than the resolution "
+            f"{run.dataset.resolution}. Set it to {unit}.")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _buckets(run: Config, dataset: Dataset | None) -> tuple[tuple[int, int], ...]:
+    if dataset is None:
+        return ()
+    settings = run.dataset
+    return tuple(bucketing.choose(p.size, settings.resolution, settings.bucket_step,
+                                  settings.bucket)
+                 for p in dataset.readable if p.size)
+
+
+def _warnings(plan: Plan) -> list[Warned]:
+    """What a person would want to know before pressing Train, and nothing that needs no thought."""
+    run, found = plan.config, []
+    train, network = run.train, run.network
+    if plan.dataset is not None:
+        problems = plan.dataset.problems(run.dataset.resolution)
+        if bare := problems.get("no caption"):
+            found.append(Warned(f"{len(bare)} of {len(plan.dataset)} pictures have no caption.",
+                                "They are trained with an empty one; write it on the Dataset tab."))
+        if tiny := problems.get(f"smaller than {run.dataset.resolution} px"):
+            found.append(Warned(
+                f"{len(tiny)} pictures are smaller than {run.dataset.resolution} px and are "
+                "enlarged.", "Use larger ones, or lower dataset.resolution."))
+        fullest = max(Counter(plan.buckets).values(), default=0)
+        if train.batch_size > fullest > 0:
+            found.append(Warned(
+                f"The batch size is {train.batch_size}, but no bucket holds more than {fullest} "
+                "pictures, so batches are smaller.", "Lower train.batch_size, or raise "
+                "train.accumulate."))
+    if network.alpha > 4 * network.dim:
+        found.append(Warned(
+            f"network.alpha is {network.alpha:g} with dim {network.dim}: every change is scaled "
+            f"by {network.alpha / network.dim:g}.", f"Set alpha to {network.dim} or less."))
+    if run.dataset.resolution > 2 * plan.family.resolution:
+        found.append(Warned(
+            f"The base model was made for {plan.family.resolution} px, dataset.resolution is "
+            f"{run.dataset.resolution}.", f"Set it to {plan.family.resolution}."))
+    return found

@@ -1,0 +1,233 @@
+"""The run folder is the truth: config in, events out, append-only.
+
+    runs/<name>/  <name>.safetensors  config.toml  plan.json  events.jsonl  log.txt
+                  samples/  checkpoints/  state/  requests/
+
+The state of a run is derived from its events and from whether that very process is alive; nothing
+stores it, so nothing can go stale. Control is by empty files in requests/.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from . import durable, events
+from .errors import RunError
+
+REQUESTS = ("start", "stop", "save", "sample")
+EVENTS = "events.jsonl"
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of this machine, told apart from a later one with the same pid."""
+
+    pid: int
+    born: float
+
+    @classmethod
+    def this(cls) -> Process:
+        return cls(os.getpid(), psutil.Process().create_time())
+
+    @property
+    def alive(self) -> bool:
+        try:
+            process = psutil.Process(self.pid)
+            return (abs(process.create_time() - self.born) < 1.0
+                    and process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
+            return True  # there, but another user's: its start time was read above or not at all
+
+
+@dataclass
+class History:
+    """What the events so far say; `read` adds new ones, so a follower never reads twice."""
+
+    started: events.Started | None = None
+    started_at: float = 0.0
+    last_at: float = 0.0
+    stage: events.Stage | None = None
+    steps: list[events.Step] = field(default_factory=list)
+    resumes: list[int] = field(default_factory=list)
+    samples: list[events.Sampled] = field(default_factory=list)
+    saves: list[events.Saved] = field(default_factory=list)
+    warnings: list[events.Warned] = field(default_factory=list)
+    failed: events.Failed | None = None
+    finished: events.Finished | None = None
+
+    def add(self, at: float, event: events.Event) -> None:
+        self.last_at = at
+        match event:
+            case events.Started():
+                self.started, self.started_at = event, at
+                self.failed = self.finished = self.stage = None
+                self.warnings = []
+            case events.Resumed():
+                self.resumes.append(event.step)
+                self.steps = [s for s in self.steps if s.step <= event.step]
+                self.samples = [s for s in self.samples if s.step <= event.step]
+                self.saves = [s for s in self.saves if s.step <= event.step]
+            case events.Stage():
+                self.stage = event
+            case events.Step():
+                self.stage = None
+                self.steps.append(event)
+            case events.Sampled():
+                self.samples.append(event)
+            case events.Saved():
+                self.saves.append(event)
+            case events.Warned():
+                self.warnings.append(event)
+            case events.Failed():
+                self.failed = event
+            case events.Finished():
+                self.finished = event
+
+    @property
+    def step(self) -> int:
+        return self.steps[-1].step if self.steps else (self.resumes[-1] if self.resumes else 0)
+
+
+class RunFolder:
+    """One run on disk. Reading is incremental: keep the object and call `history()` again."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self._history = History()
+        self._offset = 0
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def adapter_file(self) -> Path:
+        return self.path / f"{self.name}.safetensors"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.txt"
+
+    def sub(self, name: str) -> Path:
+        return durable.make_folder(self.path / name)
+
+    def create(self, files: dict[str, str]) -> RunFolder:
+        """Make the folder with these text files; raises RunError where it exists already."""
+        try:
+            durable.make_folder(self.path, new=True)
+        except FileExistsError:
+            raise RunError(
+                f"There is already a run called {self.name} in {self.path.parent}.",
+                "Choose another output.name, or resume that one.", field="output.name") from None
+        for name, text in files.items():
+            durable.write_text(self.path / name, text)
+        return self
+
+    def append(self, event: events.Event) -> None:
+        durable.append_line(self.path / EVENTS, events.line(event))
+
+    def tail(self, offset: int = 0) -> tuple[list[tuple[float, events.Event]], int]:
+        """The whole lines after byte `offset`, and where to go on; a torn last line waits."""
+        try:
+            with (self.path / EVENTS).open("rb") as file:
+                if file.seek(0, os.SEEK_END) < offset:
+                    offset = 0  # the file was replaced: read it from its start
+                file.seek(offset)
+                data = file.read()
+        except FileNotFoundError:
+            return [], 0
+        whole = data.rpartition(b"\n")[0]
+        found = (events.parse(text.decode("utf-8", "replace")) for text in whole.splitlines())
+        return [pair for pair in found if pair], offset + len(whole) + bool(whole)
+
+    def history(self) -> History:
+        pairs, offset = self.tail(self._offset)
+        if offset < self._offset:
+            self._history = History()
+        self._offset = offset
+        for at, event in pairs:
+            self._history.add(at, event)
+        return self._history
+
+    @property
+    def process(self) -> Process | None:
+        started = self.history().started
+        return Process(started.pid, started.born) if started else None
+
+    def state(self) -> str:
+        """new, waiting, running, done, stopped, failed or crashed."""
+        history = self.history()
+        process = self.process
+        ended = history.finished or history.failed
+        if process and not ended and process.alive:
+            return "running"
+        if "start" in self.requests():
+            return "waiting"
+        if history.failed:
+            return "failed"
+        if history.finished:
+            return history.finished.reason
+        return "crashed" if process else "new"
+
+    def request(self, name: str) -> None:
+        """Ask the engine for something; it looks once per step."""
+        assert name in REQUESTS, name
+        durable.write_text(self.sub("requests") / name, f"{time.time():.6f}\n")
+
+    def requests(self) -> set[str]:
+        try:
+            return {entry.name for entry in os.scandir(self.path / "requests")} & set(REQUESTS)
+        except FileNotFoundError:
+            return set()
+
+    def requested_at(self, name: str) -> float:
+        """When it was asked for; 0 where it was not. Orders the queue."""
+        try:
+            return float((self.path / "requests" / name).read_text())
+        except (FileNotFoundError, ValueError):
+            return 0.0
+
+    def clear(self, names: Iterable[str]) -> None:
+        for name in names:
+            durable.remove(self.path / "requests" / name)
+
+    def log_tail(self, lines: int = 30) -> str:
+        try:
+            with self.log_file.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 400 * lines))
+                return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
+        except FileNotFoundError:
+            return ""
+
+
+def open_run(path: Path | str) -> RunFolder:
+    """An existing run; raises RunError where there is none."""
+    run = RunFolder(path)
+    if not run.config_file.is_file():
+        raise RunError(f"{run.path} is not a run folder: it has no config.toml.",
+                       "Give the folder of a run, e.g. runs/zorb-lora.")
+    return run
+
+
+def list_runs(folder: Path) -> list[RunFolder]:
+    """The runs in `folder`, the newest first."""
+    try:
+        entries = [entry for entry in os.scandir(folder) if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+    found = [RunFolder(entry.path) for entry in entries
+             if (Path(entry.path) / "config.toml").is_file()]
+    return sorted(found, key=lambda run: run.config_file.stat().st_mtime, reverse=True)

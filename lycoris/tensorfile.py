@@ -1,0 +1,138 @@
+"""safetensors files: the header rule, which makes sizes exact beforehand; writing and reading.
+
+Written here rather than by the safetensors package for two reasons: the header computed for an
+estimate is the header that is written, byte for byte; and the metadata keeps its order, so that two
+equal runs leave equal files. Tensors are ordered as that package orders them. Reading is the
+package's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from . import durable
+from .errors import LycorisError
+
+# Name in the file, in the package's order of alignment (widest first).
+NAMES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32",
+         torch.bfloat16: "BF16", torch.float16: "F16", torch.int16: "I16", torch.int8: "I8",
+         torch.uint8: "U8", torch.bool: "BOOL"}
+_RANK = {name: rank for rank, name in enumerate(NAMES.values())}
+WIDTHS = {name: dtype.itemsize for dtype, name in NAMES.items()}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+MAX_HEADER = 64 * 2**20
+MAX_TENSORS = 100_000
+
+Entries = Mapping[str, tuple[str, tuple[int, ...]]]  # {tensor name: (dtype's name, shape)}
+
+
+def header(entries: Entries, metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
+    """The bytes before the data (length, JSON, padding to 8) and the tensors' order in the data."""
+    order = sorted(entries, key=lambda name: (_RANK[entries[name][0]], name))
+    described: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name in order:
+        dtype, shape = entries[name]
+        end = offset + WIDTHS[dtype] * elements(shape)
+        described[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, order
+
+
+def size(entries: Entries, metadata: Mapping[str, str]) -> int:
+    """Bytes of the file on disk."""
+    return len(header(entries, metadata)[0]) + data_size(entries)
+
+
+def data_size(entries: Entries) -> int:
+    return sum(WIDTHS[dtype] * elements(shape) for dtype, shape in entries.values())
+
+
+def elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count
+
+
+def entries_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {name: (NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}
+
+
+def write(path: Path | str, tensors: Mapping[str, torch.Tensor],
+          metadata: Mapping[str, str]) -> Path:
+    """Write durably; one tensor at a time is copied to the CPU."""
+    start, order = header(entries_of(tensors), metadata)
+
+    def chunks() -> Iterator[bytes | memoryview]:
+        yield start
+        for name in order:
+            yield raw_bytes(tensors[name])
+
+    return durable.write_bytes(path, chunks())
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """A tensor's elements as they stand in a file (little-endian, contiguous)."""
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over the tensors' names and bytes, in the order of the file."""
+    order = header(entries_of(tensors), {})[1]
+    total = hashlib.sha256()
+    for name in order:
+        total.update(name.encode("utf-8"))
+        total.update(raw_bytes(tensors[name]))
+    return total.hexdigest()
+
+
+def read(path: Path | str, error: type[LycorisError]) -> tuple[dict[str, torch.Tensor],
+                                                             dict[str, str]]:
+    """All tensors (on the CPU) and the metadata. Raises `error` where the file is not whole.
+
+    Read with pread: a file that is cut short while mapped would end the process.
+    """
+    peek(path, error)
+    try:
+        with safe_open(str(path), framework="pt", backend="pread") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as problem:
+        raise error(f"{path} cannot be read: {problem}.",
+                    "The file is damaged or cut short; take another copy.") from problem
+
+
+def peek(path: Path | str, error: type[LycorisError]) -> tuple[dict[str, tuple[str, tuple]],
+                                                             dict[str, str]]:
+    """The entries and the metadata from the header alone; no tensor is read."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(MAX_HEADER, path.stat().st_size - 8):
+                raise error(f"{path} is not a safetensors file.",
+                            "Only .safetensors files are read; convert older formats first.")
+            described = json.loads(file.read(length).decode("utf-8"))
+    except FileNotFoundError:
+        raise error(f"There is no file {path}.", "Check the path.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        raise error(f"{path} is not a safetensors file: its header is no JSON.",
+                    "Only .safetensors files are read; convert older formats first.") from None
+    except OSError as problem:
+        raise error(f"{path} cannot be read: {problem.strerror}.", "Check the path.") from problem
+    metadata = described.pop("__metadata__", None) or {}
+    if len(described) > MAX_TENSORS:
+        raise error(f"{path} lists {len(described):,} tensors; at most {MAX_TENSORS:,} are read.")
+    entries = {name: (str(entry["dtype"]), tuple(entry["shape"]))
+               for name, entry in described.items()}
+    return entries, {str(key): str(value) for key, value in metadata.items()}

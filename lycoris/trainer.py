@@ -1,0 +1,307 @@
+"""Training. `run` is an ordinary function: `emit` and `asked` are its whole outside world."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import (
+    adapterfile,
+    checkpoint,
+    config,
+    devices,
+    durable,
+    events,
+    metadata,
+    objectives,
+    optimizers,
+    sampling,
+    schedules,
+    streams,
+    tensorfile,
+)
+from .checkpoint import Progress
+from .data import cache, captions
+from .data.loader import Batches
+from .errors import Diverged, OutOfMemory
+from .families import Model
+from .network import LycorisNetwork
+from .plan import Plan, facts_of
+from .registry import pick
+
+Emit = Callable[[events.Event], None]
+Asked = Callable[[], set[str]]
+AVERAGE = 0.95  # decay of the loss's moving average
+
+
+def run(plan: Plan, where: Path, emit: Emit, asked: Asked) -> events.Finished:
+    """Train the plan in the run folder `where`, from its newest state if it has one.
+
+    `asked()` returns the requests since the last call: "stop", "save", "sample". The final adapter
+    is `where`/<name>.safetensors, also after a stop. Raises typed errors; whatever was saved before
+    stays.
+    """
+    session = Session(plan, where, emit)
+    try:
+        session.prepare()
+        return session.train(asked)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(session.doing, _lighter(plan)) from error
+
+
+@dataclass
+class Session:
+    """Everything a run holds while it lasts."""
+
+    plan: Plan
+    where: Path
+    emit: Emit
+    doing: str = "loading the model"
+    progress: Progress = field(default_factory=Progress)
+
+    def prepare(self) -> None:
+        """Load, encode, build, and go back to the newest state."""
+        run, emit = self.plan.config, self.emit
+        self.device = devices.choose(run.train.device)
+        self.precision = devices.precision(run.train.precision, self.device)
+        durable.sweep(self.where)
+        emit(events.Stage("loading the model", 0, 0))
+        self.model: Model = self.plan.family.load(
+            self.device, devices.base_dtype(run.model.dtype, self.precision))
+        self.doing = "encoding the pictures"
+        pictures = self.plan.dataset.readable if self.plan.dataset else ()
+        self.latents = cache.encode(
+            self.model, [p.path for p in pictures], self.plan.buckets,
+            lambda done, total: emit(events.Stage(self.doing, done, total)))
+        self.captions = [captions.as_prompt(p.caption or "") for p in pictures]
+        self.names = [p.name for p in pictures]
+        self.batches = Batches(self.plan.buckets, run.train.batch_size, run.train.seed)
+        self.model.train_mode(checkpointing=run.train.gradient_checkpointing)
+        self.network = LycorisNetwork(self.plan.assignments, self.model.modules,
+                                      run.train.seed).apply_to()
+        self.optimizer = _optimizer(self.plan, self.network)
+        self.schedule = pick(schedules.SCHEDULES, run.optimizer.schedule, "optimizer.schedule")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.condition = self._condition()
+        self._resume()
+
+    def train(self, asked: Asked) -> events.Finished:
+        """The loop. Requests, samples and checkpoints are seen to between steps."""
+        run = self.plan.config
+        if self.progress.step == 0 and run.sample.every:
+            self.sample()
+        while self.progress.step < run.train.steps:
+            wanted = asked()
+            if "save" in wanted:
+                self.save()
+            if "sample" in wanted:
+                self.sample()
+            if "stop" in wanted:
+                return self.finish("stopped")
+            self.advance()
+            step, last = self.progress.step, self.progress.step == run.train.steps
+            if run.sample.every and (step % run.sample.every == 0 or last):
+                self.sample()
+            if run.train.checkpoint_every and step % run.train.checkpoint_every == 0 and not last:
+                self.save()
+        return self.finish("done")
+
+    def advance(self) -> None:
+        """One optimiser step: `accumulate` batches forward and backward, then the update."""
+        run, step, began = self.plan.config, self.progress.step, time.perf_counter()
+        self.doing = "training"
+        self.network.train()
+        torch.manual_seed(streams.number(run.train.seed, "dropout", step))
+        rate = schedules.multiplier(self.schedule, step, run.train.steps, run.optimizer.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * rate
+        loss = 0.0
+        for micro in range(run.train.accumulate):
+            part = self._loss(step, micro) / run.train.accumulate
+            self.scaler.scale(part).backward()
+            loss += part.item()
+        self._refuse_nonfinite(loss, step)
+        norm = self._clip()
+        self._refuse_nonfinite(norm, step)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        average = loss if step == 0 else AVERAGE * self.progress.loss_avg + (1 - AVERAGE) * loss
+        self.progress = replace(self.progress, step=step + 1, loss_avg=average)
+        self.emit(events.Step(
+            step=step + 1,
+            epoch=round((step + 1) * run.train.accumulate / self.batches.per_epoch, 4),
+            loss=loss, loss_avg=average, lr=run.optimizer.lr * rate, grad_norm=norm,
+            sec=round(time.perf_counter() - began, 5),
+            memory=devices.peak_memory(self.device)))
+
+    def _loss(self, step: int, micro: int) -> Tensor:
+        """The mean loss of one batch; every draw is a function of (seed, step, place in it)."""
+        run, model = self.plan.config, self.model
+        members = self.batches.at(step * run.train.accumulate + micro)
+        first = micro * run.train.batch_size
+        places = [first + i for i in range(len(members))]
+        seed = run.train.seed
+        x0 = torch.stack([self.latents[i] for i in members]).to(self.device)
+        texts = [self._caption(i, step, place) for i, place in zip(members, places, strict=True)]
+        t = torch.tensor([streams.number(seed, "timestep", step, place) % model.objective.timesteps
+                          for place in places], device=self.device)
+        n = objectives.noise_like(
+            x0, [streams.generator(seed, "noise", step, place) for place in places],
+            run.train.noise_offset)
+        with self._arithmetic():
+            predicted = model.predict(model.objective.noised(x0, n, t), t, self.condition(texts))
+        error = (predicted.float() - model.objective.target(x0, n, t)).square().flatten(1).mean(1)
+        if run.train.min_snr_gamma:
+            error = error * model.objective.min_snr(t, run.train.min_snr_gamma)
+        return error.mean()
+
+    def _caption(self, index: int, step: int, place: int) -> str:
+        run = self.plan.config
+        dropped = (streams.uniform(run.train.seed, "caption", step, place)
+                   < run.dataset.caption_dropout)
+        return "" if dropped else self.captions[index]
+
+    def _condition(self) -> Callable[[Sequence[str]], Tensor]:
+        """Captions to what the denoiser attends to: live where the text encoder learns, else made
+        once for every caption."""
+        if any(adapter.layer.part == "text_encoder" for adapter in self.network):
+            return self.model.encode_text
+        self.doing = "encoding the captions"
+        known: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for text in dict.fromkeys(["", *self.captions]):
+                known[text] = self.model.encode_text([text])[0].cpu()
+        return lambda texts: torch.stack([known[text] for text in texts]).to(self.device)
+
+    def _arithmetic(self) -> AbstractContextManager:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, devices.DTYPES[self.precision])
+
+    def _clip(self) -> float:
+        """The gradient's norm over the whole adapter, cut to clip_norm where that is set."""
+        self.scaler.unscale_(self.optimizer)
+        limit = self.plan.config.train.clip_norm or math.inf
+        return torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit).item()
+
+    def _refuse_nonfinite(self, value: float, step: int) -> None:
+        """Stop before the optimiser spreads it; a loss scaler skips its own overflows."""
+        if math.isfinite(value) or (self.scaler.is_enabled() and value > 0):
+            return
+        members = [i for micro in range(self.plan.config.train.accumulate)
+                   for i in self.batches.at(step * self.plan.config.train.accumulate + micro)]
+        raise Diverged(step + 1, value, [self.names[i] for i in members])
+
+    def sample(self) -> None:
+        """Paint the sample prompts as the adapter stands; one seed each."""
+        run, step = self.plan.config, self.progress.step
+        self.doing = "painting samples"
+        jobs = [sampling.Job(prompt, run.sample.seeds[0] if run.sample.seeds else 1)
+                for prompt in run.sample.prompts]
+        how = sampling.settings_of(run.sample, run.dataset.resolution,
+                                   self.plan.family.side_multiple)
+        self.emit(events.Stage(self.doing, 0, len(jobs)))
+        self.network.eval()
+        with self._arithmetic():
+            for index, image in enumerate(sampling.paint(self.model, jobs, how)):
+                name = f"samples/step-{step:06d}-{index:02d}.png"
+                texts = sampling.recipe(jobs[index], how, self.plan.family.base.name,
+                                        {"run": config.run_name(run), "step": step})
+                sampling.write_png(self.where / name, image, texts)
+                self.emit(events.Sampled(step, index, name, jobs[index].prompt, jobs[index].seed))
+        self.model.train_mode(checkpointing=run.train.gradient_checkpointing)
+
+    def save(self) -> None:
+        """A checkpoint: the state to resume from, then the adapter file, then the old ones go."""
+        self.doing = "saving"
+        self._save_state()
+        name = config.run_name(self.plan.config)
+        folder = durable.make_folder(self.where / "checkpoints")
+        path = folder / f"{name}-{self.progress.step:06d}.safetensors"
+        self._save_adapter(path)
+        keep = self.plan.config.train.keep_checkpoints
+        if keep:
+            for old in sorted(folder.glob(f"{name}-*.safetensors"))[:-keep]:
+                durable.remove(old)
+
+    def finish(self, reason: str) -> events.Finished:
+        self.doing = "saving"
+        if self.progress.step:
+            self._save_state()
+        path = self._save_adapter(self.where / f"{config.run_name(self.plan.config)}.safetensors")
+        ended = events.Finished(reason, self.progress.step, path.name)
+        self.emit(ended)
+        return ended
+
+    def _save_state(self) -> None:
+        folder = durable.make_folder(self.where / "state")
+        checkpoint.save(folder, self.network, self.optimizer, self.progress,
+                        self.scaler.state_dict())
+
+    def _save_adapter(self, path: Path) -> Path:
+        run, plan = self.plan.config, self.plan
+        dtype = tensorfile.DTYPES[run.output.dtype]
+        facts = replace(facts_of(run, plan.buckets), step=self.progress.step,
+                        started=self.progress.started, finished=time.time(),
+                        session=self.progress.session)
+        tensors = {key: t.to(dtype) for key, t in self.network.file_tensors().items()}
+        described = metadata.describe(run, plan.family, plan.dataset, facts)
+        adapterfile.save(self.network, path, dtype, metadata.with_hashes(described, tensors))
+        self.emit(events.Saved(self.progress.step, str(path.relative_to(self.where)),
+                               path.stat().st_size))
+        return path
+
+    def _resume(self) -> None:
+        """From the newest whole state; a fresh run gets its times and its id here."""
+        state, problems = checkpoint.load(self.where / "state")
+        for text in problems:
+            self.emit(events.Warned(text, "The checkpoint before it is used."))
+        if state is None:
+            now = time.time()
+            self.progress = Progress(started=now, session=int(now * 1000) % 10**10)
+        else:
+            state.restore(self.network, self.optimizer)
+            if state.scaler:
+                self.scaler.load_state_dict(dict(state.scaler))
+            self.progress = state.progress
+        self.emit(events.Resumed(self.progress.step))
+
+
+def _optimizer(plan: Plan, network: LycorisNetwork) -> torch.optim.Optimizer:
+    """One parameter group a part; a part whose rate is 0 is left as it is."""
+    settings = plan.config.optimizer
+    rates: Mapping[str, float | None] = {"text_encoder": settings.text_encoder_lr}
+    groups = []
+    for part, parameters in network.parameters_by_part().items():
+        own = rates.get(part)
+        rate = settings.lr if own is None else own
+        if rate == 0:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            continue
+        groups.append({"params": parameters, "lr": rate, "base_lr": rate})
+    return optimizers.make(settings.name, groups, settings.weight_decay, settings.args)
+
+
+def _lighter(plan: Plan) -> list[str]:
+    """Settings that take less memory, the cheapest to give up first."""
+    run, found = plan.config, []
+    if not run.train.gradient_checkpointing:
+        found.append("set train.gradient_checkpointing to true")
+    if run.train.batch_size > 1:
+        found.append(f"halve train.batch_size to {run.train.batch_size // 2} and double "
+                     "train.accumulate")
+    if run.model.dtype != "auto" or run.train.precision == "fp32":
+        found.append("set train.precision and model.dtype to auto")
+    if run.optimizer.name == "AdamW":
+        found.append("choose AdamW8bit")
+    found.append(f"lower dataset.resolution from {run.dataset.resolution}")
+    return found

@@ -1,0 +1,102 @@
+"""create_lycoris and create_lycoris_from_weights: adapters for a module you already hold.
+
+A UNet2DConditionModel or CLIPTextModel follows its family's presets; any other module takes them in
+all its linear and convolution layers (preset "full").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from . import adapterfile, algorithms, knobs, registry
+from .algorithms import Layer
+from .assignments import assign
+from .config import LEAVES, NetworkConfig
+from .errors import ConfigError
+from .families import layers_of, need_layers, part_of
+from .network import LycorisNetwork
+
+SHELL = {leaf.name: leaf for path, leaf in LEAVES.items() if path.startswith("network.")}
+TAKEN = ("algo", "preset", "dim", "alpha", "options", "text_encoder")
+
+
+def create_lycoris(module: nn.Module, multiplier: float = 1.0, linear_dim: int = 4,
+                   linear_alpha: float = 1, algo: str = "lora", preset: str = "full",
+                   **options: Any) -> LycorisNetwork:
+    """A network over the module's layers, not yet attached: call `apply_to()`.
+
+    `options` are the settings of the [network] section (conv_dim, conv_alpha, dora_wd, rs_lora,
+    dropout, ...) and the algorithm's own (use_tucker, ...). An unknown one raises ConfigError.
+    """
+    own = knobs.leaves(registry.pick(algorithms.catalogue(), algo, "algo").Options)
+    shell = {name: leaf for name, leaf in SHELL.items() if name not in TAKEN}
+    problems: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        leaf = shell.get(name) or own.get(name)
+        if leaf is None:
+            problems[name] = f"{algo} has no option {name}." + knobs.nearest(name, shell | own)
+            continue
+        try:
+            values[name] = knobs.coerce(leaf, value)
+        except ValueError as error:
+            problems[name] = f"{name} {error}"
+    if problems:
+        raise ConfigError(problems)
+    network = dataclasses.replace(
+        NetworkConfig(algo=algo, preset=preset, dim=linear_dim, alpha=float(linear_alpha)),
+        options={name: value for name, value in values.items() if name in own},
+        **{name: value for name, value in values.items() if name in shell})
+    chosen = _chosen(module, preset)
+    need_layers(chosen, preset)
+    found = assign(chosen, network, _key)
+    need_layers([a.layer for a in found], preset)
+    made = LycorisNetwork(found, {"": module})
+    made.set_multiplier(multiplier)
+    return made
+
+
+def create_lycoris_from_weights(multiplier: float, file: Path | str,
+                                module: nn.Module) -> LycorisNetwork:
+    """The network a file describes, over `module`, with its weights, not yet attached.
+
+    Keys may begin with lycoris_ (as create_lycoris writes them) or as the module's part does in a
+    whole model's file (lora_unet_, lora_te_). AdapterError where nothing fits.
+    """
+    opened = adapterfile.AdapterFile(file)
+    layers = layers_of(module)
+    key = _key
+    if home := part_of(module):
+        kind, part = home
+
+        def family_key(layer: Layer) -> str:
+            return kind.key(dataclasses.replace(layer, part=part))
+
+        if not any(_key(layer) in opened.shapes for layer in layers):
+            key = family_key
+    found = adapterfile.match(opened, layers, key, type(module).__name__)
+    network = adapterfile.from_file(opened, found.assignments, {"": module})
+    network.set_multiplier(multiplier)
+    return network.requires_grad_(True)
+
+
+def _key(layer: Layer) -> str:
+    return f"lycoris_{layer.name.replace('.', '_')}"
+
+
+def _chosen(module: nn.Module, preset: str) -> list[Layer]:
+    layers = layers_of(module)
+    home = part_of(module)
+    if home is None:
+        if preset != "full":
+            raise ConfigError({"preset": f"{type(module).__name__} is of no known family, so only "
+                                         "the preset full (every layer) has a meaning"})
+        return layers
+    kind, part = home
+    named = [dataclasses.replace(layer, part=part) for layer in layers]
+    wanted = {layer.name for layer in kind.select(named, preset)}
+    return [layer for layer in layers if layer.name in wanted]
