@@ -95,6 +95,11 @@ class Match:
         return len(self.assignments) + len(self.unmatched) + len(self.unfit)
 
     @property
+    def whole(self) -> bool:
+        """Every layer of the file found its place."""
+        return not (self.unmatched or self.unfit)
+
+    @property
     def text(self) -> str:
         """ "matched 82 of 82 layers", with what did not."""
         text = f"matched {len(self.assignments)} of {self.total} layers"

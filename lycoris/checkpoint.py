@@ -72,12 +72,14 @@ class State:
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(saved[name])
-        state: dict[int, dict[str, Any]] = {
-            int(index): dict(values) for index, values in self.optimizer["state"].items()}
+        state = {int(index): dict(values) for index, values in self.optimizer["state"].items()}
         for name, tensor in self.tensors.items():
             if name.startswith("optimizer/"):
-                _, index, key = name.split("/")
-                state.setdefault(int(index), {})[key] = tensor
+                _, index, *keys, last = name.split("/")
+                node = state.setdefault(int(index), {})
+                for key in keys:
+                    node = node.setdefault(key, {})
+                node[last] = tensor
         groups = optimizer.state_dict()["param_groups"]
         for group, values in zip(groups, self.optimizer["groups"], strict=True):
             group.update(values)
@@ -101,16 +103,19 @@ def load(folder: Path) -> tuple[State | None, list[str]]:
 
 
 def _split(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[int, dict]]:
-    """An optimiser's state as ({name: tensor}, {index: plain values})."""
+    """An optimiser's state as ({path: tensor}, the rest as it is); 8-bit ones nest theirs."""
     tensors: dict[str, Tensor] = {}
-    plain: dict[int, dict[str, Any]] = {}
-    for index, values in state.items():
-        for key, value in values.items():
+
+    def rest(node: Mapping[Any, Any], path: str) -> dict[Any, Any]:
+        left: dict[Any, Any] = {}
+        for key, value in node.items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer/{index}/{key}"] = value
+                tensors[f"{path}/{key}"] = value
             else:
-                plain.setdefault(index, {})[key] = value
-    return tensors, plain
+                left[key] = rest(value, f"{path}/{key}") if isinstance(value, Mapping) else value
+        return left
+
+    return tensors, rest(state, "optimizer")
 
 
 def _groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

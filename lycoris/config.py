@@ -234,7 +234,7 @@ def dump(config: Config) -> str:
             lines += [""] * bool(lines) + [f"[{head}]"]
             section = head
         value = knobs.get(config, path)
-        written = _toml(leaf.knob.none if value is None else value)
+        written = toml_value(leaf.knob.none if value is None else value)
         lines += [f"# {leaf.knob.help}", f"{name} = {written}"]
     return "\n".join(lines) + "\n"
 
@@ -293,7 +293,8 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """One value as TOML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):
@@ -301,6 +302,6 @@ def _toml(value: Any) -> str:
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, Mapping):
-        inner = ", ".join(f"{_toml(str(k))} = {_toml(v)}" for k, v in value.items())
+        inner = ", ".join(f"{toml_value(str(k))} = {toml_value(v)}" for k, v in value.items())
         return f"{{{inner}}}"
-    return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return "[" + ", ".join(toml_value(item) for item in value) + "]"

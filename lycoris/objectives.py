@@ -1,7 +1,8 @@
 """What the network is asked to predict, and how a prediction is taken apart again.
 
 All are affine in the clean latents x0 and the noise n: x_t = a x0 + s n with a^2 + s^2 = 1.
-`target` is what training asks for; `split` inverts it, so that training and sampling cannot disagree.
+`target` is what training asks for; `split` inverts it, so that training and sampling cannot
+disagree.
 """
 
 from __future__ import annotations

@@ -6,9 +6,11 @@ The page shows it, plan.json records it, the trainer executes it. No weights are
 from __future__ import annotations
 
 import functools
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from . import (
@@ -33,6 +35,7 @@ from .errors import ConfigError, LycorisError
 from .events import Warned
 from .families import Family, open_base, preset_names
 from .registry import pick
+from .runs import RunFolder
 from .sizes import Sizes
 
 
@@ -108,6 +111,34 @@ def make(run: Config, *, family: Family | None = None, dataset: Dataset | None =
     draft = Plan(run, family, assignments, dataset, chosen, _measured(run, family, assignments,
                                                                      dataset, chosen), ())
     return replace(draft, warnings=tuple(_warnings(draft)))
+
+
+def create(made: Plan, **notes: Any) -> RunFolder:
+    """The run folder of a plan, with the complete settings and the plan in it.
+
+    `notes` go into plan.json. Raises RunError where a run of that name exists.
+    """
+    run = named(made.config)
+    folder = RunFolder(Path(run.output.folder).expanduser() / run.output.name)
+    return folder.create({
+        "config.toml": config.dump(run),
+        "plan.json": json.dumps({**made.summary(), **notes}, indent=1, ensure_ascii=False)})
+
+
+def named(run: Config) -> Config:
+    """The same settings with the run's name written out."""
+    return replace(run, output=replace(run.output, name=config.run_name(run)))
+
+
+def with_free_name(run: Config, name: str = "") -> Config:
+    """The same settings under `name`, or their own, with a number added where it is taken."""
+    name = name or config.run_name(run)
+    folder = Path(run.output.folder).expanduser()
+    free, number = name, 1
+    while (folder / free).exists():
+        number += 1
+        free = f"{name}-{number}"
+    return replace(run, output=replace(run.output, name=free))
 
 
 def _measured(run: Config, family: Family, assignments: Sequence[Assignment],

@@ -38,7 +38,7 @@ from .registry import pick
 
 Emit = Callable[[events.Event], None]
 Asked = Callable[[], set[str]]
-AVERAGE = 0.95  # decay of the loss's moving average
+AVERAGE = 0.9  # decay of the loss's moving average
 
 
 def run(plan: Plan, where: Path, emit: Emit, asked: Asked) -> events.Finished:
@@ -50,10 +50,18 @@ def run(plan: Plan, where: Path, emit: Emit, asked: Asked) -> events.Finished:
     """
     session = Session(plan, where, emit)
     try:
-        session.prepare()
+        session.prepare(asked)
         return session.train(asked)
+    except _Stopped:
+        ended = events.Finished("stopped", 0, "")
+        emit(ended)
+        return ended
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(session.doing, _lighter(plan)) from error
+
+
+class _Stopped(Exception):
+    """Asked to stop before the first step: there is nothing to save."""
 
 
 @dataclass
@@ -66,7 +74,7 @@ class Session:
     doing: str = "loading the model"
     progress: Progress = field(default_factory=Progress)
 
-    def prepare(self) -> None:
+    def prepare(self, asked: Asked) -> None:
         """Load, encode, build, and go back to the newest state."""
         run, emit = self.plan.config, self.emit
         self.device = devices.choose(run.train.device)
@@ -79,7 +87,7 @@ class Session:
         pictures = self.plan.dataset.readable if self.plan.dataset else ()
         self.latents = cache.encode(
             self.model, [p.path for p in pictures], self.plan.buckets,
-            lambda done, total: emit(events.Stage(self.doing, done, total)))
+            lambda done, total: self._report(done, total, asked))
         self.captions = [captions.as_prompt(p.caption or "") for p in pictures]
         self.names = [p.name for p in pictures]
         self.batches = Batches(self.plan.buckets, run.train.batch_size, run.train.seed)
@@ -91,6 +99,11 @@ class Session:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.condition = self._condition()
         self._resume()
+
+    def _report(self, done: int, total: int, asked: Asked) -> None:
+        self.emit(events.Stage(self.doing, done, total))
+        if "stop" in asked():
+            raise _Stopped
 
     def train(self, asked: Asked) -> events.Finished:
         """The loop. Requests, samples and checkpoints are seen to between steps."""
@@ -217,6 +230,7 @@ class Session:
                                         {"run": config.run_name(run), "step": step})
                 sampling.write_png(self.where / name, image, texts)
                 self.emit(events.Sampled(step, index, name, jobs[index].prompt, jobs[index].seed))
+                self.emit(events.Stage(self.doing, index + 1, len(jobs)))
         self.model.train_mode(checkpointing=run.train.gradient_checkpointing)
 
     def save(self) -> None:
@@ -234,8 +248,9 @@ class Session:
 
     def finish(self, reason: str) -> events.Finished:
         self.doing = "saving"
-        if self.progress.step:
-            self._save_state()
+        if not self.progress.step:
+            raise _Stopped
+        self._save_state()
         path = self._save_adapter(self.where / f"{config.run_name(self.plan.config)}.safetensors")
         ended = events.Finished(reason, self.progress.step, path.name)
         self.emit(ended)

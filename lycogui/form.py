@@ -1,0 +1,198 @@
+"""The only binder between the typed config and widgets.
+
+A widget is made for every setting from its type and its knob; handlers take all of them as one
+value and get a frozen Config back. Nothing else in the app knows the name of a widget.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+
+from lycogui.layout import SECTIONS, Place
+from lycoris import algorithms, config, knobs, plan
+from lycoris.config import LEAVES, Config
+from lycoris.errors import ConfigError, LycorisError
+from lycoris.knobs import Leaf
+
+OPTIONS = "network.options"
+
+
+class Form:
+    """All widgets of one page. `place` builds a section where it stands; then `inputs` is whole."""
+
+    def __init__(self, start: Config):
+        self.start = start
+        self.widgets: dict[str, gr.components.Component] = {}
+        self.places = {place.path: place for section in SECTIONS.values() for place in section}
+
+    @property
+    def inputs(self) -> set[gr.components.Component]:
+        """Hand this to an event: its handler gets one dict for `read`."""
+        return set(self.widgets.values())
+
+    def place(self, section: str) -> None:
+        """Build the widgets of a section in the current container."""
+        for place in SECTIONS[section]:
+            leaf = LEAVES[place.path]
+            self.widgets[place.path] = _widget(leaf, place, knobs.get(self.start, place.path))
+
+    def place_options(self) -> dict[str, gr.Group]:
+        """One group of widgets per algorithm for its own options; only the chosen one is seen."""
+        groups = {}
+        for algo, entry in algorithms.catalogue().items():
+            chosen = algo == self.start.network.algo
+            with gr.Group(visible=chosen, elem_classes="bare") as groups[algo]:
+                own = knobs.leaves(entry.Options)
+                for leaf in own.values():
+                    held = self.start.network.options if chosen else {}
+                    self.widgets[f"{OPTIONS}.{leaf.name}@{algo}"] = _widget(
+                        leaf, Place(leaf.name), held.get(leaf.name, leaf.default),
+                        elem_id=f"{OPTIONS}.{algo}.{leaf.name}")
+                if not own:
+                    gr.HTML(f"<p class='note'>{entry.label} has no settings of its own.</p>")
+        return groups
+
+    def read(self, values: Mapping[gr.components.Component, Any]) -> Config:
+        """The config that the widgets show; ConfigError lists every bad value."""
+        problems: dict[str, str] = {}
+        found: dict[str, Any] = {}
+        options: dict[str, dict[str, Any]] = {}
+        for path, widget in self.widgets.items():
+            value = values[widget]
+            if path.startswith(f"{OPTIONS}."):
+                name, _, algo = path.removeprefix(f"{OPTIONS}.").partition("@")
+                if value != self._option_default(algo, name):
+                    options.setdefault(algo, {})[name] = value
+                continue
+            try:
+                found[path] = _from_widget(LEAVES[path], value)
+            except ValueError as error:
+                problems[path] = f"{path} {error}"
+        found[OPTIONS] = options.get(str(found.get("network.algo")), {})
+        try:
+            built = config.build({p: v for p, v in found.items() if p not in problems})
+        except ConfigError as error:
+            raise ConfigError({**problems, **error.problems}) from None
+        if problems:
+            raise ConfigError(problems)
+        return built
+
+    def write(self, run: Config) -> dict[gr.components.Component, Any]:
+        """Updates that make the widgets show a config."""
+        updates: dict[gr.components.Component, Any] = {}
+        for path, widget in self.widgets.items():
+            if path.startswith(f"{OPTIONS}."):
+                name, _, algo = path.removeprefix(f"{OPTIONS}.").partition("@")
+                if algo == run.network.algo:
+                    updates[widget] = gr.update(value=run.network.options.get(
+                        name, self._option_default(algo, name)))
+                continue
+            leaf, value = LEAVES[path], knobs.get(run, path)
+            if isinstance(widget, gr.Slider):
+                updates[widget] = gr.update(
+                    value=value, maximum=_end(leaf, self.places[path], value))
+            else:
+                updates[widget] = gr.update(value=_to_widget(leaf, value))
+        return updates
+
+    @staticmethod
+    def _option_default(algo: str, name: str) -> Any:
+        return knobs.leaves(algorithms.catalogue()[algo].Options)[name].default
+
+    def problems(self, values: Mapping[gr.components.Component, Any],
+                 extra: Callable[[Config], None] = lambda run: None) -> dict[str, str]:
+        """{path: text} of everything that keeps these values from being a plan; empty if nothing.
+
+        The plan checks what single values cannot: names, sides, base, pictures; `extra` may raise
+        for more.
+        """
+        try:
+            run = self.read(values)
+            plan.make(run)
+            extra(run)
+        except LycorisError as error:
+            return error.problems
+        return {}
+
+    def validate(self, values: Mapping[gr.components.Component, Any],
+                 extra: Callable[[Config], None] = lambda run: None) -> list[Any]:
+        """For `validator=`: the problem on each widget that has one, in the order Gradio asks."""
+        found = self.problems(values, extra)
+        order = sorted(self.widgets.items(), key=lambda item: item[1]._id)
+        if elsewhere := [text for path, text in found.items()
+                         if path not in {_path(name) for name, _ in order}]:
+            gr.Warning(" ".join(elsewhere))
+        return [gr.validate(_path(name) not in found, found.get(_path(name), ""))
+                for name, _ in order]
+
+
+def _path(name: str) -> str:
+    return name.partition("@")[0]
+
+
+def _widget(leaf: Leaf, place: Place, value: Any, elem_id: str = "") -> gr.components.Component:
+    knob = leaf.knob
+    common: dict[str, Any] = {"label": leaf.label + (f", {knob.unit}" if knob.unit else ""),
+                              "info": knob.help if place.info else None,
+                              "elem_id": elem_id or leaf.path}
+    choices = _choices(leaf)
+    if choices:
+        kind = gr.Radio if place.kind == "radio" else gr.Dropdown
+        return kind(choices, value=value, **common)
+    if leaf.type is bool:
+        return gr.Checkbox(value, **common)
+    if leaf.type in (int, float) and _is_slider(leaf, place):
+        step = place.step or knob.step or (1 if leaf.type is int else 0.01)
+        return gr.Slider(place.low if place.low is not None else knob.low or 0,
+                         _end(leaf, place, value), value, step=step, buttons=[], **common)
+    if leaf.type in (int, float):
+        return gr.Number(value, placeholder=knob.none or None, buttons=[],
+                         precision=0 if leaf.type is int else None,
+                         step=place.step or knob.step or (1 if leaf.type is int else 0.0001),
+                         **common)
+    lines = place.lines if place.lines > 1 else 1
+    return gr.Textbox(_to_widget(leaf, value), lines=lines, max_lines=max(lines, 8),
+                      placeholder=knob.none or None, **common)
+
+
+def _choices(leaf: Leaf) -> list[tuple[str, str]]:
+    if leaf.knob.choices:
+        return [(name, name) for name in leaf.knob.choices]
+    if leaf.knob.catalogue == "algorithms":
+        return [(entry.label, name) for name, entry in algorithms.catalogue().items()]
+    return [(name, name) for name in plan.names().get(leaf.knob.catalogue, ())]
+
+
+def _is_slider(leaf: Leaf, place: Place) -> bool:
+    bounded = leaf.knob.low is not None and leaf.knob.high is not None
+    return not leaf.optional and (place.kind == "slider" or (bounded and not place.kind))
+
+
+def _end(leaf: Leaf, place: Place, value: float) -> float:
+    end = place.high if place.high is not None else leaf.knob.high
+    return max(end or 1, value)
+
+
+def _to_widget(leaf: Leaf, value: Any) -> Any:
+    if leaf.item_type is str:
+        return "\n".join(value)
+    if leaf.item_type is not None:
+        return ", ".join(map(str, value))
+    if leaf.is_table:
+        return "\n".join(f"{key} = {config.toml_value(each)}" for key, each in value.items())
+    return value
+
+
+def _from_widget(leaf: Leaf, value: Any) -> Any:
+    if leaf.is_table:
+        try:
+            return tomllib.loads(value or "")
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"wants lines like betas = [0.9, 0.99]: {error}") from None
+    if leaf.item_type is str and isinstance(value, str):
+        return tuple(line.strip() for line in value.splitlines() if line.strip())
+    return value

@@ -1,0 +1,193 @@
+"""Runs in their own processes: started, watched and stopped from a thread of the app.
+
+Nothing is remembered here that the run folders do not say: a waiting run is one with a request to
+start, a running one is one whose process is alive. So a restarted app, or a second one, sees the
+same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+from lycogui import guard
+from lycoris import durable, events, runs
+from lycoris.config import ROOT
+from lycoris.errors import RunError
+from lycoris.runs import Process, RunFolder
+
+POLL = 0.5  # seconds between two looks
+QUIET = 30.0  # seconds without an event after which a stop becomes a terminate, then a kill
+
+
+class Jobs:
+    """The queue of training runs in the known folders, one at a time, and single jobs beside it."""
+
+    def __init__(self, folders: Callable[[], Sequence[Path]]):
+        self._folders = folders
+        self._children: dict[Path, subprocess.Popen[bytes]] = {}
+        self._lock = threading.RLock()
+        self._known: dict[Path, RunFolder] = {}
+        self._closing = threading.Event()
+        threading.Thread(target=self._watch, name="queue", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop watching; what runs goes on."""
+        self._closing.set()
+
+    def runs(self) -> list[RunFolder]:
+        """Every run of the known folders, the newest first; the same objects each time."""
+        found: list[RunFolder] = []
+        with self._lock:
+            for folder in dict.fromkeys(path.resolve() for path in self._folders()):
+                found += [self._keep(run) for run in runs.list_runs(folder)]
+        return found
+
+    def run(self, path: Path) -> RunFolder:
+        """The run at a path, kept open so that its events are read once."""
+        with self._lock:
+            return self._keep(RunFolder(path.resolve()))
+
+    def _keep(self, run: RunFolder) -> RunFolder:
+        path = run.path.resolve()
+        return self._known.setdefault(path, RunFolder(path))
+
+    def state(self, run: RunFolder) -> str:
+        """As the run folder says; "starting" while its process is too young to have said so."""
+        with self._lock:
+            state = run.state()
+            child = self._children.get(run.path)
+            if state == "running" or child is None or child.poll() is not None:
+                return state
+            process = run.process
+            silent = process is None or process.pid != child.pid
+            return "starting" if silent else state
+
+    def waiting(self) -> list[RunFolder]:
+        """The queue, the next one first."""
+        found = [run for run in self.runs() if run.state() == "waiting"]
+        return sorted(found, key=lambda run: run.requested_at("start"))
+
+    def active(self) -> RunFolder | None:
+        """The run that is training now, or is about to."""
+        return next((run for run in self.runs() if self.state(run) in ("running", "starting")),
+                    None)
+
+    def enqueue(self, run: RunFolder) -> None:
+        """Put a run into the queue; it starts as soon as none is before it."""
+        if self.state(run) in ("running", "starting"):
+            raise RunError(f"{run.name} is running already.", "Stop it first.")
+        run.clear(["stop", "save", "sample"])
+        run.request("start")
+
+    def withdraw(self, run: RunFolder) -> None:
+        """Take a waiting run out of the queue; the run itself stays."""
+        run.clear(["start"])
+
+    def stop(self, run: RunFolder) -> None:
+        """Ask for a stop with a save; a process that stays silent is terminated, then killed."""
+        process = run.process
+        if self.state(run) == "starting" and process is None:
+            child = self._children.get(run.path)
+            process = _process(child.pid) if child else None
+        run.request("stop")
+        if process is not None:
+            threading.Thread(target=self._escalate, args=(run, process), daemon=True).start()
+
+    def launch(self, folder: Path, arguments: Sequence[str]) -> RunFolder:
+        """Start any verb that follows the run-folder protocol in `folder`, beside the queue."""
+        durable.make_folder(folder)
+        run = self.run(folder)
+        self._start(run, arguments)
+        return run
+
+    def _watch(self) -> None:
+        while not self._closing.wait(POLL):
+            with guard.logged("the queue could not look after its runs"), self._lock:
+                self._reap()
+                if self.active() is None and (queue := self.waiting()):
+                    queue[0].clear(["start"])
+                    self._start(queue[0], ["train", str(queue[0].path)])
+
+    def _start(self, run: RunFolder, arguments: Sequence[str]) -> None:
+        """A child of this Python that outlives the app, its output in the run's log."""
+        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1",
+                       "PYTHONPATH": os.pathsep.join(
+                           [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+        apart = ({"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP  # type: ignore[attr-defined]
+                  | subprocess.CREATE_NO_WINDOW} if os.name == "nt"
+                 else {"start_new_session": True})
+        with run.log_file.open("ab") as output:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "lycoris", *arguments, "--json"], env=environment,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output, **apart)
+        with self._lock:
+            self._children[run.path] = child
+
+    def _reap(self) -> None:
+        """Say in the run folder what a child that died could not say itself."""
+        for path, child in list(self._children.items()):
+            code = child.poll()
+            if code is None:
+                continue
+            del self._children[path]
+            run = self.run(path)
+            history = run.history()
+            if code and not (history.finished or history.failed):
+                run.append(_post_mortem(code, run))
+
+    def _escalate(self, run: RunFolder, process: Process) -> None:
+        """Wait while the run shows life; then terminate, then kill its process tree."""
+        for act in (_terminate, _kill):
+            while process.alive:
+                quiet = time.time() - max(run.history().last_at, run.requested_at("stop"))
+                if quiet > QUIET:
+                    break
+                time.sleep(POLL)
+            if not process.alive:
+                return
+            act(process)
+            run.request("stop")
+
+
+def _process(pid: int) -> Process | None:
+    try:
+        return Process(pid, psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _terminate(process: Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if process.alive:
+            psutil.Process(process.pid).terminate()
+
+
+def _kill(process: Process) -> None:
+    """That process and its children, found before any is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if process.alive:
+            root = psutil.Process(process.pid)
+            for each in [*root.children(recursive=True), root]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
+
+
+def _post_mortem(code: int, run: RunFolder) -> events.Failed:
+    """Why a process ended without a word, as far as its exit code tells."""
+    if code in (-signal.SIGKILL, 137) if hasattr(signal, "SIGKILL") else False:
+        message = "The engine was killed by the system, most likely because memory ran out."
+        fix = "Lower train.batch_size or dataset.resolution; resume goes on from the checkpoint."
+    else:
+        message = f"The engine ended without a word, with exit code {code}."
+        fix = "log.txt in the run folder has its last lines; resume goes on from the checkpoint."
+    return events.Failed("crashed", message, fix)

@@ -1,0 +1,74 @@
+"""Where each setting stands: section by section, with what presentation adds to its knob.
+
+Every setting of the config is placed exactly once (a test holds it); nothing about a setting itself
+is said here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Place:
+    """One setting on the screen. `kind` overrides the widget that its type would get; `high` is
+    the slider's end, which a larger value moves."""
+
+    path: str
+    kind: str = ""
+    high: float | None = None
+    low: float | None = None
+    step: float | None = None
+    lines: int = 1
+    info: bool = True  # show the knob's help under the label
+
+
+SECTIONS: dict[str, tuple[Place, ...]] = {
+    "base": (Place("model.base"), Place("model.family"), Place("model.dtype")),
+    "folder": (Place("dataset.folder", info=False),),
+    "algorithm": (
+        Place("network.algo", "radio", info=False), Place("network.preset", "radio"),
+        Place("network.dim", "slider", high=128),
+        Place("network.alpha", "slider", low=0.5, high=128, step=0.5, info=False),
+    ),
+    "algorithm conv": (Place("network.conv_dim"), Place("network.conv_alpha")),
+    "algorithm parts": (Place("network.text_encoder"),),
+    "algorithm more": (
+        Place("network.train_norm"), Place("network.dora_wd"), Place("network.wd_on_output"),
+        Place("network.rs_lora"), Place("network.use_scalar"), Place("network.dropout"),
+        Place("network.rank_dropout"), Place("network.module_dropout"), Place("output.dtype"),
+    ),
+    "train": (
+        Place("output.name", info=False), Place("train.steps", "number", info=False),
+        Place("train.batch_size", "number", info=False),
+        Place("optimizer.lr", "number", info=False), Place("optimizer.name", info=False),
+        Place("sample.every", "number"), Place("train.checkpoint_every", "number"),
+    ),
+    "train samples": (Place("sample.prompts", lines=4),),
+    "train rate": (
+        Place("optimizer.schedule"), Place("optimizer.warmup"),
+        Place("optimizer.text_encoder_lr"), Place("optimizer.weight_decay", "number"),
+        Place("train.clip_norm", "number"), Place("optimizer.args", lines=2),
+    ),
+    "train noise": (
+        Place("train.min_snr_gamma", "number"), Place("train.noise_offset"),
+        Place("train.seed", "number"),
+    ),
+    "train pictures": (
+        Place("dataset.resolution", "number"), Place("dataset.bucket_step", "number"),
+        Place("dataset.bucket"), Place("dataset.caption_dropout"),
+    ),
+    "train memory": (
+        Place("train.accumulate", "number"), Place("train.gradient_checkpointing"),
+        Place("train.precision"), Place("train.device"),
+    ),
+    "train output": (Place("output.folder"), Place("train.keep_checkpoints", "number")),
+    "compare": (
+        Place("sample.seeds", info=False), Place("sample.steps", "number", info=False),
+        Place("sample.guidance", "number", info=False),
+    ),
+    "compare more": (
+        Place("sample.sampler"), Place("sample.negative"), Place("sample.width"),
+        Place("sample.height"),
+    ),
+}

@@ -1,0 +1,45 @@
+"""What the tabs of one page share: the form, the workspace, and the few components others reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from lycogui.form import Form
+from lycogui.workspace import Workspace
+
+
+@dataclass
+class Page:
+    """Tabs `build` their widgets first and `connect` events when every widget exists."""
+
+    workspace: Workspace
+    form: Form
+    tabs: gr.Tabs | None = None
+    parts: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.parts[name]
+
+    def __setitem__(self, name: str, component: Any) -> None:
+        self.parts[name] = component
+
+
+def on(event: Callable[..., Any], handler: Callable[..., Any], **settings: Any) -> Any:
+    """An event of this app: not part of a public API, its progress not drawn over the output."""
+    return event(handler, **{"api_visibility": "private", "show_progress": "hidden", **settings})
+
+
+def mount(name: str, markup: str, events: tuple[str, ...] = (), **settings: Any) -> gr.HTML:
+    """A part of the page drawn by our own script `lyco.parts.<name>` into the given markup.
+
+    `events` are the names it may trigger; each becomes a listener of the component.
+    """
+    listed = "".join(f" /* '{event}' */" for event in events)
+    return gr.HTML(
+        html_template=markup, apply_default_css=False,
+        js_on_load=f"lyco.start('{name}', {{element, props, trigger, watch}});{listed}",
+        **settings)

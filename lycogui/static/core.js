@@ -1,0 +1,132 @@
+/* What every part of the page shares: making elements, asking the server, saying things. */
+"use strict";
+const lyco = {parts: {}};
+
+/* h("button.small", {onclick: f}, "Text", child): an element; strings become text, never markup. */
+lyco.h = (what, props = {}, ...children) => {
+  const [tag, ...classes] = what.split(".");
+  const element = document.createElement(tag || "div");
+  if (classes.length) element.className = classes.join(" ");
+  for (const [key, value] of Object.entries(props || {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (key === "style") Object.assign(element.style, value);
+    else if (key in element && key !== "list") element[key] = value;
+    else element.setAttribute(key, value);
+  }
+  element.append(...children.flat().filter(child => child !== null && child !== undefined && child !== false));
+  return element;
+};
+
+lyco.fill = (element, ...children) => element.replaceChildren(...children.flat().filter(Boolean));
+
+/* Ask the server; a refusal is an Error with the text for a person. */
+lyco.api = async (name, given = {}) => {
+  let response;
+  try {
+    response = await fetch(`/lyco/api/${name}`, {
+      method: "POST", headers: {"content-type": "application/json", "x-lycogui": "1"},
+      body: JSON.stringify(given)});
+  } catch (error) {
+    throw Object.assign(new Error("lycogui does not answer. Is its window in the terminal still open?"), {offline: true});
+  }
+  const data = await response.json();
+  if (data.error) throw Object.assign(new Error([data.error.message, data.error.fix].filter(Boolean).join(" ")), data.error);
+  return data;
+};
+
+/* A short message at the edge of the page. */
+lyco.toast = (text, kind = "note") => {
+  let stack = document.getElementById("lyco-toasts");
+  if (!stack) document.body.append(stack = lyco.h("div", {id: "lyco-toasts", role: "status"}));
+  const card = lyco.h(`div.toast.${kind}`, {onclick: () => card.remove()}, text);
+  stack.append(card);
+  setTimeout(() => card.remove(), kind === "bad" ? 15000 : 6000);
+};
+
+/* Call `look` now and every `seconds` while the element can be seen. Returns a function: look at once. */
+lyco.poll = (element, seconds, look) => {
+  let busy = false, again = false;
+  const tick = async () => {
+    if (!element.isConnected) { clearInterval(timer); return; }
+    if (busy) { again = true; return; }
+    busy = true;
+    try { await look(); lyco.online(true); }
+    catch (error) {
+      if (error.offline) lyco.online(false);
+      else console.error(error);
+    }
+    busy = false;
+    if (again) { again = false; tick(); }
+  };
+  const visible = () => document.visibilityState === "visible" && element.offsetParent !== null;
+  const timer = setInterval(() => visible() && tick(), seconds * 1000);
+  new IntersectionObserver(entries => entries.some(e => e.isIntersecting) && tick()).observe(element);
+  tick();
+  return tick;
+};
+
+lyco.online = here => document.documentElement.classList.toggle("lyco-offline", !here);
+
+lyco.start = (name, context) => {
+  context.element.classList.add("lyco");
+  lyco.parts[name](context);
+};
+
+/* Go to a tab by its name. */
+lyco.tab = name => {
+  const button = [...document.querySelectorAll('button[role="tab"]')].find(b => b.textContent.trim() === name);
+  if (button) button.click();
+};
+
+lyco.css = name => getComputedStyle(document.querySelector(".gradio-container") || document.body).getPropertyValue(name).trim();
+
+lyco.time = seconds => {
+  if (seconds === null || seconds === undefined || !isFinite(seconds)) return "unknown";
+  const s = Math.max(0, Math.round(seconds)), two = n => String(n).padStart(2, "0");
+  return s >= 3600 ? `${Math.floor(s / 3600)}:${two(Math.floor(s / 60) % 60)}:${two(s % 60)}` : `${Math.floor(s / 60)}:${two(s % 60)}`;
+};
+lyco.count = n => n.toLocaleString("en-US");
+lyco.mib = bytes => `${(bytes / 2 ** 20).toFixed(2)} MiB`;
+lyco.gib = bytes => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
+
+/* Is the user typing? Then keys are theirs. */
+lyco.typing = () => ["INPUT", "TEXTAREA", "SELECT"].includes(document.activeElement?.tagName) || document.activeElement?.isContentEditable;
+
+/* A picture large, with what belongs to it; arrows walk through `pictures`. */
+lyco.lightbox = (pictures, start) => {
+  let place = start;
+  const image = lyco.h("img"), text = lyco.h("div.recipe");
+  const walk = by => {
+    place = (place + by + pictures.length) % pictures.length;
+    show();
+  };
+  const close = () => { box.remove(); document.removeEventListener("keydown", keys, true); };
+  const keys = event => {
+    const steps = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: pictures[place].down || 1, ArrowUp: -(pictures[place].down || 1)};
+    if (event.key === "Escape") close();
+    else if (event.key in steps) walk(steps[event.key]);
+    else return;
+    event.preventDefault(); event.stopPropagation();
+  };
+  const show = () => {
+    const picture = pictures[place];
+    image.src = picture.url; image.alt = picture.title;
+    lyco.fill(text,
+      lyco.h("b", {}, picture.title), ...picture.lines.map(line => lyco.h("span", {}, line)),
+      lyco.h("span.grow"),
+      lyco.h("button", {onclick: async () => {
+        await navigator.clipboard.writeText([picture.title, ...picture.lines].join("\n"));
+        lyco.toast("Copied.");
+      }}, "Copy"),
+      lyco.h("a.button", {href: picture.url, download: picture.file || "picture.png"}, "Save"),
+      lyco.h("button", {onclick: close, title: "Escape"}, "Close"));
+  };
+  const box = lyco.h("div.lightbox", {role: "dialog", "aria-label": "Picture", onclick: event => event.target === box && close()},
+    lyco.h("button.walk", {onclick: () => walk(-1), "aria-label": "Previous"}, "‹"),
+    lyco.h("figure", {}, image, text),
+    lyco.h("button.walk", {onclick: () => walk(1), "aria-label": "Next"}, "›"));
+  document.addEventListener("keydown", keys, true);
+  document.body.append(box);
+  show();
+};

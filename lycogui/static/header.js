@@ -1,0 +1,32 @@
+/* The header: base model, device with its memory, what runs now. Each is a button. */
+"use strict";
+lyco.parts.header = ({element, trigger}) => {
+  const {h, fill} = lyco;
+  const bar = element.querySelector("#header") || element;
+  const base = h("button.chip", {title: "Choose the base model", onclick: () => trigger("base")});
+  const device = h("button.chip", {onclick: () => details.toggleAttribute("hidden")});
+  const job = h("button.chip", {title: "Go to the run", onclick: () => lyco.tab("Train")});
+  const details = h("div.popover", {hidden: true});
+  bar.append(base, device, details, h("span.grow"), h("span.offline", {}, "lycogui does not answer"), job);
+  const meter = share => h("span.meter", {}, h("i", {style: {width: `${Math.round(100 * share)}%`}}));
+
+  lyco.poll(bar, 1, async () => {
+    const now = await lyco.api("status");
+    base.classList.toggle("bad", !!now.base.problem);
+    base.title = now.base.problem || "Choose the base model";
+    fill(base, now.base.name, h("small", {}, now.base.problem ? "cannot be used" : now.base.label));
+    const d = now.device, used = d.total - d.free;
+    device.classList.toggle("bad", !!d.problem);
+    device.title = d.problem || `${lyco.gib(d.free)} free of ${lyco.gib(d.total)}`;
+    fill(device, d.problem ? "GPU not used" : d.name, h("small.num", {}, `${lyco.gib(used)} of ${lyco.gib(d.total)}`), meter(used / d.total));
+    fill(details, h("b", {}, d.name), h("p", {}, `${lyco.gib(d.free)} of ${lyco.gib(d.total)} memory free.`), d.problem && h("p.bad", {}, d.problem));
+    const run = now.job, queue = now.waiting ? `, ${now.waiting} waiting` : "";
+    if (!run) return fill(job, h("small", {}, "Nothing running" + queue));
+    const left = run.left === null ? "" : `, ${lyco.time(run.left)} left`;
+    const doing = run.step ? `${run.step} / ${run.total}${left}` : run.stage ? run.stage.name : run.state;
+    fill(job, h("span.dot"), run.name, meter(run.total ? run.step / run.total : 0), h("small.num", {}, doing + queue));
+  });
+  document.addEventListener("click", event => {
+    if (!details.hidden && !details.contains(event.target) && !device.contains(event.target)) details.hidden = true;
+  });
+};

@@ -1,0 +1,125 @@
+/* The run on screen: its line, curve, buttons and samples; the queue and the earlier runs. Everything is read from
+   the run folders, so a reload or a second window shows the same. */
+"use strict";
+lyco.parts.monitor = ({element, trigger}) => {
+  const {h, fill} = lyco;
+  const WORDS = {new: "not started", waiting: "waiting", starting: "starting", running: "running", done: "finished", stopped: "stopped", failed: "failed", crashed: "ended unexpectedly"};
+  const line = h("div.run"), progress = h("div.progress", {}, h("i")), key = h("div.key"), canvas = h("canvas.loss", {role: "img", "aria-label": "Loss over steps"});
+  const tip = h("div.tip", {hidden: true}), notes = h("div.notes"), buttons = h("div.row"), strip = h("div.strip"), table = h("tbody");
+  const logText = h("pre.log"), log = h("details", {}, h("summary", {}, "Log"), logText);
+  const logBox = h("label.check", {}, h("input", {type: "checkbox", onchange: event => { plot.log = event.target.checked; plot.draw(); }}), "log scale");
+  const samples = h("div.pane", {}, h("p.h", {}, "Samples while training"), strip);
+  const main = h("div.pane", {}, line, progress, notes, key, h("div.chart", {}, canvas, tip), buttons, log);
+  const empty = h("div.pane", {}, h("div.empty", {}, h("b", {}, "No run yet"), "The settings on the left work as they are: press Train."));
+  const list = h("div.pane", {}, h("p.h", {}, "Queue and earlier runs"), h("table.algos.runs", {}, table));
+  fill(element.querySelector(".monitor-root"), empty, main, samples, list);
+  const plot = new lyco.Plot(canvas, tip);
+  const held = new Map();  // id -> what follow has told so far
+  let runs = [], queue = [], chosen = "", beside = new Set(), drawnSamples = "";
+
+  const short = run => run.error ? run.error.message : run.stage && run.state === "running" ? run.stage.name : "";
+  const say = async (run, what) => {
+    try { await lyco.api("ask", {run: run.id, what}); } catch (error) { lyco.toast(error.message, "bad"); }
+    lyco.toast({stop: "It will stop after this step, and save.", save: "It saves after this step.", sample: "It paints after this step.", resume: "In the queue.", withdraw: "Taken out of the queue."}[what] || "");
+    look();
+  };
+  const button = (text, action, title = "") => h("button.button", {onclick: action, title}, text);
+  const actions = run => ({
+    running: [button("Stop and save", () => say(run, "stop")), button("Sample now", () => say(run, "sample")), button("Save now", () => say(run, "save"))],
+    starting: [button("Stop", () => say(run, "stop"))],
+    waiting: [button("Take out of the queue", () => say(run, "withdraw"))],
+    stopped: [button("Resume", () => say(run, "resume"))], crashed: [button("Resume", () => say(run, "resume"))],
+    failed: [button("Resume", () => say(run, "resume"), "Goes on from the last checkpoint")], new: [button("Start", () => say(run, "resume"))], done: [],
+  }[run.state] || []);
+
+  /* Blue is A and orange is B: a pair's own sides first, then the order on screen. */
+  const colours = () => {
+    const shown = [chosen, ...beside].filter(id => held.has(id)), free = ["--a", "--b"], found = new Map();
+    for (const id of shown) { const side = held.get(id).pair?.side; if (side && free.includes(`--${side}`)) { found.set(id, `--${side}`); free.splice(free.indexOf(`--${side}`), 1); } }
+    for (const id of shown) if (!found.has(id)) found.set(id, free.shift() || "--body-text-color-subdued");
+    return found;
+  };
+
+  const take = async id => {
+    const had = held.get(id) || {points: [], seen: 0, resumes: 0};
+    const now = await lyco.api("follow", {run: id, steps: had.seen, resumes: had.resumes, log: id === chosen && log.open});
+    const points = now.reset ? now.points : had.points.concat(now.points);
+    held.set(id, {...now, points});
+  };
+
+  const draw = () => {
+    const run = held.get(chosen);
+    empty.hidden = !!run || runs.length > 0; main.hidden = !run; list.hidden = !runs.length; samples.hidden = !run?.samples.length;
+    if (run) drawRun(run);
+    fill(table, ...runs.map(row));
+  };
+  const drawRun = run => {
+    const done = run.total ? run.step / run.total : 0, facts = [h("b", {title: run.folder}, run.name), h("span", {}, run.about)];
+    if (run.state === "running" && run.stage) facts.push(h("span", {}, run.stage.total ? `${run.stage.name}, ${run.stage.done} of ${run.stage.total}` : run.stage.name));
+    if (run.step || run.state === "running") facts.push(h("span", {}, `step ${lyco.count(run.step)} of ${lyco.count(run.total)}`));
+    if (run.state !== "running") facts.push(h("span", {}, WORDS[run.state]));
+    if (run.pace) facts.push(h("span", {}, run.pace < 1 ? `${(1 / run.pace).toFixed(1)} steps/s` : `${run.pace.toFixed(1)} s/step`));
+    if (run.loss_avg !== null) facts.push(h("span", {}, `loss ${run.loss_avg.toFixed(4)}`));
+    if (run.memory) facts.push(h("span", {}, `${lyco.gib(run.memory)} memory`));
+    facts.push(run.state === "running" ? run.left !== null && h("span", {}, `${lyco.time(run.left)} left`) : run.seconds ? h("span", {}, `${lyco.time(run.seconds)} of training`) : null);
+    if (run.bytes) facts.push(h("span", {title: `${lyco.count(run.bytes)} bytes`}, lyco.mib(run.bytes)));
+    fill(line, ...facts);
+    progress.firstChild.style.width = `${100 * done}%`;
+    progress.classList.toggle("still", run.state !== "running");
+    fill(notes, run.error ? h("div.card.bad", {role: "alert"}, h("b", {}, run.error.kind === "bug" ? "This is a bug in lycogui" : "The run has ended"), h("p", {}, run.error.message), h("p", {}, run.error.fix)) : null,
+      run.state === "crashed" ? h("div.card.warn", {}, h("b", {}, "The engine is gone"), h("p", {}, "Its process ended without a word, after a power cut perhaps. Resume goes on from the last checkpoint; the log below has its last lines.")) : null,
+      ...run.warnings.map(text => h("p.note.warn", {}, text)));
+    const paint = colours();
+    fill(key, ...[...paint].map(([id, colour]) => h("span", {}, h("i", {style: {background: `var(${colour})`}}), held.get(id).name)),
+      h("span", {}, "Loss. Faint: each step, bold: its moving mean"), h("span.grow"), logBox);
+    plot.show([...paint].map(([id, colour]) => {
+      const one = held.get(id), steps = [...new Set(one.samples.map(s => s.step))];
+      return {name: one.name, colour, points: one.points, total: one.total, marks: [
+        ...steps.filter(Boolean).map(step => ({step, kind: "sample"})), ...one.resumed_at.map(step => ({step, kind: "resume"}))]};
+    }));
+    const wanted = actions(run), text = wanted.map(b => b.textContent).join();
+    if (buttons.dataset.text !== text + run.id) {
+      fill(buttons, ...wanted, run.state === "done" || run.bytes ? button("Compare", () => trigger("compare", {names: [run.pair?.with, run.name].filter(Boolean)})) : null);
+      buttons.dataset.text = text + run.id + !!run.bytes;
+    }
+    logText.textContent = run.log || "Nothing in it.";
+    drawStrip(run);
+  };
+  const drawStrip = run => {
+    const now = run.id + run.samples.map(s => s.url).join();
+    if (now === drawnSamples) return;
+    const end = strip.scrollLeft + strip.clientWidth >= strip.scrollWidth - 40 || !drawnSamples.startsWith(run.id);
+    drawnSamples = now;
+    const pictures = run.samples.map(s => ({url: s.url, title: s.prompt, lines: [`step ${s.step}, seed ${s.seed}`], file: `${run.name}-step-${s.step}.png`}));
+    fill(strip, ...run.samples.map((s, i) => h("figure", {title: s.prompt, onclick: () => lyco.lightbox(pictures, i)},
+      h("img", {src: s.url, alt: `${s.prompt}, step ${s.step}`, loading: "lazy"}),
+      h("figcaption.num", {}, h("b", {}, s.step ? `step ${s.step}` : "before"), s.prompt))));
+    if (end) strip.scrollLeft = strip.scrollWidth;
+  };
+  const row = run => {
+    const place = queue.indexOf(run.id);
+    return h(run.id === chosen ? "tr.on" : "tr", {onclick: () => { chosen = run.id; beside = new Set(partner(run)); look(); }, tabIndex: 0,
+      onkeydown: event => event.key === "Enter" && event.currentTarget.click()},
+      h("td", {title: run.folder}, h("b", {}, run.name)), h("td.note", {}, run.about),
+      h("td", {title: short(run)}, h(`span.state.${run.state}`, {}, place >= 0 ? `waiting, number ${place + 1}` : WORDS[run.state] || run.state)),
+      h("td.n", {}, `${lyco.count(run.step)} / ${lyco.count(run.total)}`), h("td.n", {}, run.loss_avg === null ? "" : run.loss_avg.toFixed(4)),
+      h("td.n", {}, run.bytes ? lyco.mib(run.bytes) : ""),
+      h("td", {}, run.id === chosen ? null : h("button", {title: "Draw its curve over the other", onclick: event => {
+        event.stopPropagation(); beside.has(run.id) ? beside.delete(run.id) : beside.add(run.id); look();
+      }}, beside.has(run.id) ? "hide curve" : "show curve")));
+  };
+  const partner = run => { const other = runs.find(r => r.name === run.pair?.with); return other ? [other.id] : []; };
+
+  let active = "";
+  const look = lyco.poll(element, 1, async () => {
+    ({runs, queue} = await lyco.api("all_runs"));
+    const going = runs.find(r => r.state === "running" || r.state === "starting");
+    if (going && going.id !== active) { active = going.id; chosen = going.id; beside = new Set(partner(going)); }
+    if (!going) active = "";
+    if (!runs.some(r => r.id === chosen)) { chosen = runs[0]?.id || ""; beside = new Set(runs[0] ? partner(runs[0]) : []); }
+    for (const id of [chosen, ...beside].filter(id => runs.some(r => r.id === id))) await take(id);
+    draw();
+  });
+  log.addEventListener("toggle", look);
+  lyco.lookAtRuns = look;
+};

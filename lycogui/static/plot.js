@@ -1,0 +1,125 @@
+/* The loss curve: an own canvas, because a picture of five thousand points must cost nothing. */
+"use strict";
+lyco.Plot = class {
+  constructor(canvas, tip) {
+    Object.assign(this, {canvas, tip, series: [], log: false, hover: null});
+    new ResizeObserver(() => this.draw()).observe(canvas);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+    canvas.addEventListener("mousemove", event => { this.hover = event.offsetX; this.draw(); });
+    canvas.addEventListener("mouseleave", () => { this.hover = null; this.draw(); });
+  }
+
+  /* [{name, colour (a css variable), points: [[step, loss, average, lr]], total, marks: [{step, kind}]}] */
+  show(series) { this.series = series; this.draw(); }
+
+  draw() {
+    const {canvas} = this, ratio = devicePixelRatio || 1, W = canvas.clientWidth, H = canvas.clientHeight;
+    if (!W || !H) return;
+    if (canvas.width !== Math.round(W * ratio) || canvas.height !== Math.round(H * ratio)) {
+      canvas.width = Math.round(W * ratio); canvas.height = Math.round(H * ratio);
+    }
+    const g = canvas.getContext("2d");
+    g.setTransform(ratio, 0, 0, ratio, 0, 0);
+    g.clearRect(0, 0, W, H);
+    g.font = "11px system-ui, sans-serif";
+    const box = {left: 48, right: W - 12, top: 8, bottom: H - 62}, rate = {top: H - 44, bottom: H - 22};
+    const all = this.series.filter(s => s.points.length);
+    const last = Math.max(10, ...this.series.map(s => s.total || 0), ...all.map(s => s.points.at(-1)[0]));
+    const [low, high] = this.range(all);
+    const ink = lyco.css("--body-text-color-subdued"), line = lyco.css("--border-color-primary");
+    const x = step => box.left + (box.right - box.left) * step / last;
+    const at = v => this.log ? Math.log10(Math.max(v, 1e-8)) : v;
+    const y = v => box.top + (box.bottom - box.top) * (1 - (at(v) - at(low)) / (at(high) - at(low) || 1));
+    this.grid(g, {x, y, box, low, high, last, ink, line, rate});
+    for (const one of all) this.curve(g, one, {x, y, box});
+    this.rates(g, all, {x, rate, ink});
+    this.marks(g, {x, box});
+    this.tell(g, all, {x, y, box, last, ink});
+  }
+
+  range(all) {
+    let low = Infinity, high = -Infinity;
+    for (const {points} of all) {
+      const from = Math.min(points.length - 1, Math.floor(points.length * .02));
+      points.forEach(([, loss, average], i) => {
+        for (const v of i < from ? [average] : [loss, average]) if (isFinite(v) && v !== null) { low = Math.min(low, v); high = Math.max(high, v); }
+      });
+    }
+    if (!isFinite(low)) return [0, 1];
+    const room = (high - low || high || 1) * .08;
+    return [this.log ? Math.max(low * .9, 1e-6) : Math.max(0, low - room), high + room];
+  }
+
+  grid(g, {x, y, box, low, high, last, ink, line, rate}) {
+    g.strokeStyle = line; g.fillStyle = ink; g.lineWidth = 1;
+    const nice = (span, count) => { const raw = span / count, p = 10 ** Math.floor(Math.log10(raw)); return p * [1, 2, 5, 10].find(m => m * p >= raw); };
+    g.textAlign = "right"; g.textBaseline = "middle";
+    const values = [];
+    if (this.log) for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++) for (const m of [1, 2, 5]) values.push(m * 10 ** p);
+    else { const step = nice(high - low, 5); for (let v = Math.ceil(low / step) * step; v <= high; v += step) values.push(v); }
+    for (const v of values.filter(v => v >= low && v <= high)) {
+      const at = Math.round(y(v)) + .5;
+      g.beginPath(); g.moveTo(box.left, at); g.lineTo(box.right, at); g.stroke();
+      g.fillText(String(+v.toPrecision(3)), box.left - 8, at);
+    }
+    g.textBaseline = "alphabetic";
+    const step = Math.max(1, nice(last, 6));
+    for (let s = 0; s <= last; s += step) { g.textAlign = s + step > last ? "right" : "center"; g.fillText(lyco.count(s), x(s), rate.bottom + 16); }
+    g.textAlign = "right"; g.fillText("lr", box.left - 8, rate.bottom - 6);
+  }
+
+  /* Raw faint, as the span of each pixel column; the average bold. */
+  curve(g, {points, colour}, {x, y}) {
+    g.strokeStyle = lyco.css(colour);
+    g.globalAlpha = .3; g.lineWidth = 1; g.beginPath();
+    let column = null, low = 0, high = 0;
+    const flush = () => { if (column !== null) { g.moveTo(column, low); g.lineTo(column, high + .5); } };
+    const sparse = points.length < 2 * (x(points.at(-1)[0]) - x(points[0][0]));
+    points.forEach(([step, loss], i) => {
+      if (loss === null) return;
+      const px = x(step), py = y(loss);
+      if (sparse) { i ? g.lineTo(px, py) : g.moveTo(px, py); return; }
+      const c = Math.round(px) + .5;
+      if (c !== column) { flush(); column = c; low = high = py; } else { low = Math.min(low, py); high = Math.max(high, py); }
+    });
+    if (!sparse) flush();
+    g.stroke();
+    g.globalAlpha = 1; g.lineWidth = 2; g.lineJoin = "round"; g.beginPath();
+    points.forEach(([step, , average], i) => { if (average !== null) i ? g.lineTo(x(step), y(average)) : g.moveTo(x(step), y(average)); });
+    g.stroke();
+  }
+
+  rates(g, all, {x, rate}) {
+    const most = Math.max(1e-12, ...all.map(s => Math.max(...s.points.map(p => p[3] || 0))));
+    for (const {points, colour} of all) {
+      g.strokeStyle = lyco.css(colour); g.lineWidth = 1.5; g.globalAlpha = .8; g.beginPath();
+      points.forEach(([step, , , lr], i) => { const py = rate.bottom - (rate.bottom - rate.top) * lr / most; i ? g.lineTo(x(step), py) : g.moveTo(x(step), py); });
+      g.stroke();
+    }
+    g.globalAlpha = 1;
+  }
+
+  /* A small sign where something happened: ● picture, ▪ checkpoint, ▲ resumed. */
+  marks(g, {x, box}) {
+    const signs = {sample: "●", save: "▪", resume: "▲"};
+    g.textAlign = "center"; g.font = "8px system-ui, sans-serif";
+    for (const {marks = [], colour} of this.series) {
+      g.fillStyle = lyco.css(colour);
+      for (const {step, kind} of marks) g.fillText(signs[kind], x(step), box.bottom + {sample: 10, save: 10, resume: 2}[kind]);
+    }
+    g.font = "11px system-ui, sans-serif";
+  }
+
+  tell(g, all, {x, box, last, ink}) {
+    const {tip} = this;
+    if (this.hover === null || this.hover < box.left || this.hover > box.right || !all.length) { tip.hidden = true; return; }
+    const step = Math.round(last * (this.hover - box.left) / (box.right - box.left));
+    g.strokeStyle = ink; g.globalAlpha = .6; g.beginPath(); g.moveTo(x(step), box.top); g.lineTo(x(step), box.bottom); g.stroke(); g.globalAlpha = 1;
+    const near = all.map(s => ({s, p: s.points.reduce((a, b) => Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a)}));
+    lyco.fill(tip, ...near.map(({s, p}) => lyco.h("div", {}, lyco.h("i", {style: {background: `var(${s.colour})`}}),
+      `${s.name}: step ${p[0]}, loss ${p[1]?.toFixed(4)}, mean ${p[2]?.toFixed(4)}, lr ${p[3]?.toExponential(2)}`)));
+    tip.hidden = false;
+    tip.style.left = this.hover > (box.left + box.right) / 2 ? "56px" : "auto";
+    tip.style.right = this.hover > (box.left + box.right) / 2 ? "auto" : "16px";
+  }
+};

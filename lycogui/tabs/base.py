@@ -1,0 +1,81 @@
+"""The panel behind the header's first chip: which base model is used."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import gradio as gr
+
+from lycogui import dialogs
+from lycogui.guard import shown
+from lycogui.page import Page, on
+from lycoris import config, knobs
+from lycoris.config import LEAVES
+from lycoris.errors import LycorisError
+
+EMBEDDED = LEAVES["model.base"].default
+
+
+def build(page: Page) -> None:
+    with gr.Column(visible=False, elem_classes="pane", elem_id="base-panel") as page["base panel"]:
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=3):
+                page.form.place("base")
+            with gr.Column(scale=2):
+                page["base facts"] = gr.HTML(apply_default_css=False)
+                with gr.Row():
+                    page["base choose"] = gr.Button("Choose folder", size="md", min_width=120)
+                    page["base embedded"] = gr.Button("Use the embedded model", size="md",
+                                                      min_width=160)
+                with gr.Row():
+                    page["base settings"] = gr.Button("Take its recommended settings", size="md",
+                                                      min_width=200)
+                    page["base close"] = gr.Button("Close", size="md", min_width=80)
+
+
+def connect(page: Page) -> None:
+    form, workspace = page.form, page.workspace
+    base = form.widgets["model.base"]
+
+    @shown
+    def facts(values: dict[Any, Any]) -> str:
+        return describe(page, values)
+
+    @shown
+    def choose(path: str) -> Any:
+        return dialogs.choose_folder(config.find(path)) or gr.skip()
+
+    @shown
+    def recommended(values: dict[Any, Any]) -> dict[Any, Any]:
+        run = form.read(values)
+        settings = config.base_settings(run.model.base)
+        if not settings:
+            family = workspace.family(run)
+            settings = {"dataset.resolution": family.resolution,
+                        "dataset.bucket_step": family.side_multiple}
+        gr.Info(f"{len(settings)} settings taken from {config.find(run.model.base).name}.")
+        return form.write(knobs.replace(run, {
+            path: knobs.coerce(LEAVES[path], value) for path, value in settings.items()}))
+
+    on(page["header"].base, lambda: gr.update(visible=True), outputs=page["base panel"])
+    on(page["base close"].click, lambda: gr.update(visible=False), outputs=page["base panel"])
+    on(page["base choose"].click, choose, inputs=base, outputs=base)
+    on(page["base embedded"].click, lambda: EMBEDDED, outputs=base)
+    on(page["base settings"].click, recommended, inputs=form.inputs, outputs=form.inputs)
+    for event in (base.change, form.widgets["model.family"].change, page["header"].base):
+        on(event, facts, inputs=form.inputs, outputs=page["base facts"],
+           trigger_mode="always_last")
+
+
+def describe(page: Page, values: dict[Any, Any]) -> str:
+    """What the chosen base is, or why it cannot be used; escaped."""
+    try:
+        family = page.workspace.family(page.form.read(values))
+    except LycorisError as error:
+        return (f"<div class='card bad' role='alert'><b>This base cannot be used</b>"
+                f"<p>{html.escape(error.message)}</p><p>{html.escape(error.fix)}</p></div>")
+    prediction = family.metadata["modelspec.prediction_type"]
+    return (f"<p class='note'><b>{html.escape(family.base.name)}</b>, {html.escape(family.label)}. "
+            f"Made for {family.resolution} px, predicts {html.escape(prediction)}, "
+            f"{len(family.layers)} layers, captions of up to {family.max_tokens} tokens.</p>")

@@ -1,0 +1,118 @@
+"""The tab Dataset: a folder, its pictures, their captions."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from lycogui import dialogs
+from lycogui.guard import shown
+from lycogui.page import Page, mount, on
+from lycoris import caption, config
+from lycoris.data import captions
+from lycoris.data.captions import Edit
+from lycoris.errors import LycorisError
+
+SHOWN = 40  # edits listed in a preview
+
+
+def build(page: Page) -> None:
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=3, elem_classes="pane"):
+            with gr.Row(elem_classes="folder-row"):
+                page.form.place("folder")
+                page["folder choose"] = gr.Button("Choose folder", size="md", min_width=120,
+                                                  scale=0)
+            page["gallery"] = mount("gallery", "<div class='gallery-root'></div>")
+        with gr.Column(scale=2, elem_classes="pane"):
+            page["editor"] = mount("editor", "<div class='editor-root'></div>")
+            with gr.Accordion("All captions", open=False, elem_id="all-captions"):
+                page["trigger"] = gr.Textbox(
+                    label="Trigger word", elem_id="bulk-trigger",
+                    info="Put in front of every caption that does not begin with it.")
+                with gr.Row():
+                    page["find"] = gr.Textbox(label="Find", elem_id="bulk-find")
+                    page["replace"] = gr.Textbox(label="Replace with", elem_id="bulk-replace")
+                page["preview"] = gr.HTML(apply_default_css=False, elem_id="bulk-preview")
+                with gr.Row():
+                    page["apply"] = gr.Button("Change captions", size="md", min_width=120)
+                    page["revert"] = gr.Button("Undo the last change", size="md", min_width=140)
+            with gr.Accordion("Caption from file names", open=False):
+                page["names preview"] = gr.HTML(
+                    "<p class='note'>Writes the words of each file's name as its caption, for "
+                    "pictures that have none: red-fox_03.png becomes “red fox”.</p>",
+                    apply_default_css=False)
+                page["names apply"] = gr.Button("Write the missing captions", size="md")
+            page["last edits"] = gr.State([])
+
+
+def connect(page: Page) -> None:
+    form, workspace = page.form, page.workspace
+    folder = form.widgets["dataset.folder"]
+    fields = [page["trigger"], page["find"], page["replace"]]
+
+    def planned(trigger: str, find: str, replace: str) -> list[Edit]:
+        dataset = workspace.dataset(workspace.config)
+        return caption.by_rules(dataset, trigger=trigger.strip(), find=find, replace=replace)
+
+    def preview(trigger: str, find: str, replace: str) -> str:
+        if not (trigger.strip() or find):
+            return ""
+        try:
+            return listed(planned(trigger, find, replace))
+        except LycorisError as error:
+            return f"<p class='note bad'>{html.escape(str(error))}</p>"
+
+    @shown
+    def apply(trigger: str, find: str, replace: str) -> tuple[list[Edit], str]:
+        edits = planned(trigger, find, replace)
+        captions.apply(edits)
+        gr.Info(f"{len(edits)} captions changed.")
+        return edits, preview(trigger, find, replace)
+
+    @shown
+    def revert(edits: list[Edit]) -> list[Edit]:
+        if not edits:
+            raise LycorisError("There is no change to undo.")
+        captions.apply(captions.reverted(edits))
+        gr.Info(f"{len(edits)} captions are as they were.")
+        return []
+
+    @shown
+    def from_names() -> list[Edit]:
+        dataset = workspace.dataset(workspace.config)
+        edits = caption.run(dataset, caption.make("file-name", {}), "missing")
+        gr.Info(f"{len(edits)} captions written.")
+        return edits
+
+    @shown
+    def choose(path: str) -> Any:
+        return dialogs.choose_folder(config.find(path)) or gr.skip()
+
+    on(page["folder choose"].click, choose, inputs=folder, outputs=folder)
+    gr.on([field.change for field in fields], preview, inputs=fields, outputs=page["preview"],
+          api_visibility="private", show_progress="hidden", trigger_mode="always_last")
+    refresh = "() => { lyco.dataset.load(); }"
+    on(page["apply"].click, apply, inputs=fields,
+       outputs=[page["last edits"], page["preview"]]).then(None, js=refresh)
+    on(page["revert"].click, revert, inputs=page["last edits"],
+       outputs=page["last edits"]).then(None, js=refresh)
+    on(page["names apply"].click, from_names, outputs=page["last edits"]).then(None, js=refresh)
+
+
+def listed(edits: Sequence[Edit]) -> str:
+    """A table of what would change; every text is escaped."""
+    if not edits:
+        return "<p class='note'>No caption would change.</p>"
+    rows = "".join(
+        f"<tr><td>{html.escape(edit.picture.name)}</td>"
+        f"<td><del>{html.escape(edit.before or '(none)')}</del><br>"
+        f"<ins>{html.escape(edit.after or '')}</ins></td></tr>" for edit in edits[:SHOWN])
+    more = f"<p class='note'>and {len(edits) - SHOWN} more</p>" if len(edits) > SHOWN else ""
+    return (f"<p class='note'><b>{len(edits)} captions would change:</b></p>"
+            f"<table class='algos edits'>{rows}</table>{more}")
+
+

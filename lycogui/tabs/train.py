@@ -1,0 +1,91 @@
+"""The tab Train: start runs, and see every run as its folder tells it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from lycogui.guard import shown
+from lycogui.page import Page, mount, on
+from lycogui.workspace import Workspace
+from lycoris import config, plan
+from lycoris.config import Config
+from lycoris.errors import ConfigError
+
+FOLDS = {"Sample prompts": "train samples", "Learning rate and regularisation": "train rate",
+         "Noise, loss and seed": "train noise", "Captions and pictures": "train pictures",
+         "Memory and precision": "train memory", "Files": "train output"}
+LOOK = "() => { lyco.lookAtRuns && lyco.lookAtRuns(); }"
+
+
+def build(page: Page) -> None:
+    form = page.form
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=340, elem_classes="pane train-form"):
+            form.place("train")
+            page["train"] = gr.Button("Train", variant="primary", size="lg", elem_id="train")
+            page["pair"] = gr.Button("Train an A/B pair", size="md", elem_id="train-pair")
+            gr.HTML("<p class='note'>The pair: LoRA and a LoHa of the same size, one after the "
+                    "other, on the same pictures, captions and noise.</p>",
+                    apply_default_css=False)
+            for title, section in FOLDS.items():
+                with gr.Accordion(title, open=False):
+                    form.place(section)
+        with gr.Column(scale=4):
+            page["monitor"] = mount("monitor", "<div class='monitor-root'></div>", ("compare",),
+                                    elem_id="monitor")
+
+
+def connect(page: Page) -> None:
+    form, workspace = page.form, page.workspace
+
+    def taken(values: dict[Any, Any]) -> list[Any]:
+        """The form's problems, and a typed name that exists already."""
+        return form.validate(values, extra=lambda run: _name_taken(run))
+
+    @shown
+    def train(values: dict[Any, Any]) -> None:
+        run = form.read(values)
+        workspace.remember(run)
+        name = enqueue(workspace, plan.with_free_name(run) if not run.output.name else run)
+        gr.Info(f"{name} is in the queue.")
+
+    @shown
+    def pair(values: dict[Any, Any]) -> None:
+        run = form.read(values)
+        workspace.remember(run)
+        names = enqueue_pair(workspace, run)
+        gr.Info(f"{names[0]} and {names[1]} are in the queue.")
+
+    on(page["train"].click, train, inputs=form.inputs, validator=taken).then(None, js=LOOK)
+    on(page["pair"].click, pair, inputs=form.inputs, validator=form.validate).then(None, js=LOOK)
+
+
+def enqueue(workspace: Workspace, run: Config, **notes: Any) -> str:
+    """A new run folder, waiting to be started; returns its name."""
+    folder = plan.create(plan.make(run), **notes)
+    workspace.jobs.enqueue(workspace.jobs.run(folder.path))
+    return folder.name
+
+
+def enqueue_pair(workspace: Workspace, run: Config) -> tuple[str, str]:
+    """The same run with LoRA and with LoHa at the size of the one on screen."""
+    family = workspace.family(run)
+    stem = run.output.name or config.find(run.dataset.folder).name
+    sides = []
+    for algo in ("lora", "loha"):
+        one = run if run.network.algo == algo else plan.match(run, algo, family)
+        bare = replace(one, output=replace(one.output, name=""))
+        sides.append(plan.with_free_name(bare, f"{stem}-{algo}" if run.output.name else ""))
+    names = [side.output.name for side in sides]
+    for place, side in enumerate(sides):
+        enqueue(workspace, side, pair={"side": "ab"[place], "with": names[1 - place]})
+    return names[0], names[1]
+
+
+def _name_taken(run: Config) -> None:
+    if run.output.name and plan.with_free_name(run).output.name != run.output.name:
+        raise ConfigError({"output.name": f"there is already a run called {run.output.name}; "
+                           "choose another name, or leave it empty for a free one"})

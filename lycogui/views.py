@@ -1,0 +1,273 @@
+"""What the page asks for by itself, as plain data: status, pictures, runs, curves, comparisons.
+
+Each view is f(workspace, given) -> JSON. Pictures and runs are named by what the server handed out,
+and looked up again here; a path from the page is never followed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from lycogui.workspace import Workspace, run_id
+from lycoris import algorithms, config, devices, events
+from lycoris.data import captions
+from lycoris.data.folder import Picture
+from lycoris.errors import DatasetError, LycorisError, RunError
+from lycoris.runs import History, RunFolder
+
+CURVE_POINTS = 3000  # a longer history is thinned before it is sent
+
+
+def status(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
+    """The header: base, device, what runs."""
+    run = workspace.config
+    base: dict[str, Any] = {"name": config.find(run.model.base).name, "label": "", "problem": ""}
+    try:
+        base["label"] = workspace.family(run).label
+    except LycorisError as error:
+        base["problem"] = str(error)
+    active = workspace.jobs.active()
+    return {"base": base, "device": asdict(devices.look(workspace.device)),
+            "job": _run(workspace, active) if active else None,
+            "waiting": len(workspace.jobs.waiting())}
+
+
+def gallery(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
+    """The pictures of the dataset folder; without `items` where the page has this version."""
+    run = workspace.config
+    dataset = workspace.dataset(run)
+    version = _digest(str(dataset.folder.resolve()), *(
+        f"{p.name}{p.caption}{p.problem}{_stamp(p)}" for p in dataset.pictures), str(
+        run.dataset.resolution))
+    found: dict[str, Any] = {"folder": str(dataset.folder), "version": version}
+    if given.get("version") == version:
+        return found
+    family = workspace.family(run)
+    counts = family.count_tokens([p.caption or "" for p in dataset.pictures])
+    problems = dataset.problems(run.dataset.resolution)
+    long = [p for p, count in zip(dataset.pictures, counts, strict=True)
+            if count > family.max_tokens]
+    if long:
+        problems[f"longer than {family.max_tokens} tokens"] = long
+    flags: dict[str, list[str]] = {}
+    for kind, pictures in problems.items():
+        for picture in pictures:
+            flags.setdefault(picture.name, []).append(kind)
+    return {
+        **found, "limit": family.max_tokens,
+        "captioned": sum(bool((p.caption or "").strip()) for p in dataset.pictures),
+        "problems": {kind: [p.name for p in pictures] for kind, pictures in problems.items()},
+        "items": [{
+            "name": p.name, "caption": p.caption or "", "tokens": count, "size": p.size,
+            "problem": p.problem or p.caption_problem, "flags": flags.get(p.name, []),
+            "thumb": _picture_url(p, "thumb"), "large": _picture_url(p, "large"),
+        } for p, count in zip(dataset.pictures, counts, strict=True)],
+    }
+
+
+def save_caption(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
+    """Save one caption. `before` is what the page last saw; a caption changed elsewhere meanwhile
+    is not overwritten but handed back."""
+    dataset = workspace.dataset(workspace.config)
+    picture = next((p for p in dataset.pictures if p.name == given["name"]), None)
+    if picture is None:
+        raise DatasetError(f"{given['name']} is no longer in {dataset.folder}.",
+                           "Load the folder again.")
+    now, _ = captions.read(picture.path)
+    text, before = str(given["text"]), str(given["before"])
+    if (now or "") != before and (now or "") != text:
+        return {"conflict": now or ""}
+    if text != (now or ""):
+        captions.write(picture.path, text)
+    count = workspace.family(workspace.config).count_tokens([text])[0]
+    return {"saved": True, "tokens": count}
+
+
+def all_runs(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
+    """The queue and the earlier runs, the newest first."""
+    return {"runs": [_run(workspace, run) for run in workspace.jobs.runs()],
+            "queue": [run_id(run.path) for run in workspace.jobs.waiting()]}
+
+
+def follow(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
+    """What is new in a run since `steps` points and `resumes` resumptions were seen."""
+    run = _find(workspace, given["run"])
+    history = run.history()
+    seen, resumes = int(given.get("steps", 0)), int(given.get("resumes", 0))
+    reset = resumes != len(history.resumes) or seen > len(history.steps)
+    fresh = history.steps[0 if reset else seen:]
+    return {
+        **_run(workspace, run), "reset": reset, "seen": len(history.steps),
+        "resumes": len(history.resumes), "resumed_at": [s for s in history.resumes if s],
+        "points": [[s.step, s.loss, s.loss_avg, s.lr] for s in thinned(fresh, CURVE_POINTS)],
+        "saves": [s.step for s in history.saves],
+        "samples": [{"step": s.step, "index": s.index, "prompt": s.prompt, "seed": s.seed,
+                     "url": _painted_url(run, s.path)} for s in history.samples],
+        "warnings": [f"{w.text} {w.fix}".strip() for w in history.warnings],
+        "log": run.log_tail(40) if given.get("log") else "",
+    }
+
+
+def ask(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
+    """One of stop, save, sample, resume, withdraw for a run."""
+    run = _find(workspace, given["run"])
+    jobs, what = workspace.jobs, given["what"]
+    if what == "stop":
+        jobs.stop(run)
+    elif what in ("save", "sample"):
+        if jobs.state(run) != "running":
+            raise RunError(f"{run.name} is not running.", "Start or resume it first.")
+        run.request(what)
+    elif what == "resume":
+        jobs.enqueue(run)
+    elif what == "withdraw":
+        jobs.withdraw(run)
+    else:
+        raise RunError(f"There is no request {what!r}.", "")
+    return _run(workspace, run)
+
+
+def comparison(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
+    """A comparison as far as it is painted; the latest one where none is named."""
+    run = workspace.comparison(given.get("id", ""))
+    if run is None:
+        return {"id": ""}
+    history = run.history()
+    wanted = _json(run.path / "request.json")
+    recipe = _json(run.path / "recipe.json")
+    details = {each["name"]: each for each in recipe.get("contestants", [])}
+    grid = run.path / "grid.png"
+    return {
+        "id": run_id(run.path), "state": workspace.jobs.state(run), **wanted,
+        "contestants": [{"name": name, **_detail(details.get(name))}
+                        for name in wanted.get("contestants", [])],
+        "cells": [{"prompt": s.prompt, "seed": s.seed, "contestant": s.contestant,
+                   "url": _painted_url(run, s.path)} for s in history.samples],
+        "stage": asdict(history.stage) if history.stage else None,
+        "warnings": [f"{w.text} {w.fix}".strip() for w in history.warnings],
+        "error": asdict(history.failed) if history.failed else None,
+        "grid": _painted_url(run, "grid.png") if grid.is_file() and history.finished else "",
+        "folder": str(run.path),
+    }
+
+
+def stop_comparison(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
+    run = workspace.comparison(given.get("id", ""))
+    if run is not None:
+        workspace.jobs.stop(run)
+    return {}
+
+
+VIEWS: dict[str, Callable[[Workspace, dict[str, Any]], Any]] = {
+    view.__name__: view for view in (status, gallery, save_caption, all_runs, follow, ask,
+                                     comparison, stop_comparison)}
+
+
+def thinned(steps: list[events.Step], most: int) -> list[events.Step]:
+    """At most about `most` steps: of each stretch the lowest and the highest loss, and the last."""
+    if len(steps) <= most:
+        return steps
+    stretch = -(-len(steps) * 3 // most)
+    found = []
+    for start in range(0, len(steps), stretch):
+        part = steps[start:start + stretch]
+        kept = {min(part, key=lambda s: s.loss).step, max(part, key=lambda s: s.loss).step,
+                part[-1].step}
+        found += [s for s in part if s.step in kept]
+    return found
+
+
+def seconds_left(history: History) -> float | None:
+    """From the pace of the last steps; None before there are any."""
+    if not history.started or len(history.steps) < 3:
+        return None
+    recent = history.steps[-30:]
+    return (history.started.total_steps - history.step) * sum(s.sec for s in recent) / len(recent)
+
+
+def _run(workspace: Workspace, run: RunFolder) -> dict[str, Any]:
+    """One run in short."""
+    history, made = run.history(), _json(run.path / "plan.json")
+    last = history.steps[-1] if history.steps else None
+    pace = [s.sec for s in history.steps[-30:]]
+    return {
+        "id": run_id(run.path), "name": run.name, "state": workspace.jobs.state(run),
+        "about": _about(run), "pair": made.get("pair"),
+        "step": history.step, "total": made.get("steps") or (
+            history.started.total_steps if history.started else 0),
+        "loss": last.loss if last else None, "loss_avg": last.loss_avg if last else None,
+        "pace": sum(pace) / len(pace) if pace else None,
+        "left": seconds_left(history), "seconds": sum(s.sec for s in history.steps),
+        "memory": last.memory if last else None,
+        "stage": asdict(history.stage) if history.stage else None,
+        "error": asdict(history.failed) if history.failed else None,
+        "bytes": run.adapter_file.stat().st_size if run.adapter_file.is_file() else None,
+        "folder": str(run.path),
+    }
+
+
+def _about(run: RunFolder) -> str:
+    """ "LoHa 4, full" from the run's settings."""
+    status = run.config_file.stat()
+    return _about_cached(run.config_file, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _about_cached(file: Path, modified: int) -> str:
+    try:
+        network = config.read_toml(file)["network"]
+        entry = algorithms.catalogue().get(network["algo"])
+        return f"{entry.label if entry else network['algo']} {network['dim']}, {network['preset']}"
+    except (LycorisError, KeyError):
+        return ""
+
+
+def _find(workspace: Workspace, name: str) -> RunFolder:
+    for run in workspace.jobs.runs():
+        if run_id(run.path) == name:
+            return run
+    raise RunError("That run is no longer there.", "It may have been deleted or moved.")
+
+
+def _detail(described: dict[str, Any] | None) -> dict[str, Any]:
+    if not described or "file" not in described:
+        return {"detail": (described or {}).get("base", ""), "base": bool(described)}
+    return {"detail": f"{described['algorithms']}, {described['bytes'] / 2**20:.2f} MiB, "
+                      f"weight {described['weight']:g}", "base": False}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _picture_url(picture: Picture, size: str) -> str:
+    return "/lyco/picture?" + urlencode({
+        "folder": str(picture.path.parent), "name": picture.name, "size": size,
+        "v": _stamp(picture)})
+
+
+def _painted_url(run: RunFolder, path: str) -> str:
+    return f"/lyco/run/{run_id(run.path)}/{path}"
+
+
+def _stamp(picture: Picture) -> int:
+    try:
+        return picture.path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
+
+

@@ -1,0 +1,382 @@
+"""python -m lycoris VERB ... : everything the app can do, without a screen.
+
+Exit codes: 0 done, 2 the user's mistake, 1 ours, 130 and 143 after SIGINT and SIGTERM, having
+saved.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve others
+
+import argparse
+import logging
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from . import __version__, config, durable, events, runs
+from .config import Config
+from .errors import ConfigError, LycorisError, RunError
+from .runs import RunFolder
+from .terminal import Terminal, mebibytes, table
+
+RESUMABLE = ("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.device",
+             "sample.")
+
+
+class Signals:
+    """SIGINT and SIGTERM ask for a stop; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._handle)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.received:
+            os._exit(128 + number)
+        self.received = number
+
+    def asked(self) -> set[str]:
+        return {"stop"} if self.received else set()
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.received if self.received else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    terminal = Terminal(options.json)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # kernels we do not use
+    try:
+        return VERBS[options.verb](options, terminal)
+    except LycorisError as error:
+        terminal.error(error)
+        return 2
+    except BrokenPipeError:
+        return 1
+    except Exception:
+        sys.stderr.write("This is a bug in lycogui; please report it with these lines:\n")
+        traceback.print_exc()
+        return 1
+
+
+def train(options: argparse.Namespace, terminal: Terminal) -> int:
+    signals = Signals()
+    target, settings = _target(options)
+    if target and target.is_dir():
+        folder, run = _resumed(target, settings)
+    else:
+        folder, run = _fresh(config.load(target, settings))
+    ended = train_in(folder, run, terminal, signals)
+    if ended.path:
+        terminal.document(events.to_dict(ended), f"{ended.reason.capitalize()} at step "
+                          f"{ended.step}: {folder.path / ended.path}")
+    return signals.exit_code
+
+
+def train_in(folder: RunFolder, run: Config, terminal: Terminal,
+             signals: Signals) -> events.Finished:
+    """Train in a run folder, with every event in its file and on the terminal."""
+    from . import devices, plan, trainer
+
+    _own_log(folder)
+
+    def emit(event: events.Event) -> None:
+        folder.append(event)
+        if not (terminal.as_json and isinstance(event, events.Finished)):
+            terminal.event(event)
+
+    def asked() -> set[str]:
+        wanted = folder.requests() - {"start"}
+        folder.clear(wanted)
+        return wanted | signals.asked()
+
+    me = runs.Process.this()
+    folder.clear(["start", "stop", "save", "sample"])
+    emit(events.Started(me.pid, me.born, "", run.train.steps))
+    try:
+        device = devices.choose(run.train.device)
+        emit(events.Started(me.pid, me.born, devices.look(device).name, run.train.steps))
+        made = plan.make(run)
+        for warning in made.warnings:
+            emit(warning)
+        return trainer.run(made, folder.path, emit, asked)
+    except LycorisError as error:
+        emit(events.Failed(error.kind, error.message, error.fix, error.field))
+        raise
+    except Exception as error:
+        logging.getLogger("lycoris").exception("unexpected")
+        emit(events.Failed("bug", f"{type(error).__name__}: {error}",
+                           "This is a bug in lycogui; log.txt has the details."))
+        raise
+
+
+def sample(options: argparse.Namespace, terminal: Terminal) -> int:
+    from . import contestants
+    from . import sample as verb
+
+    signals = Signals()
+    run = _settings(options)
+    where = Path(options.out or Path(run.output.folder) / "pictures" / _stamp())
+    taker = contestants.parse(options.adapter, Path(run.output.folder))
+    written = verb.run(run, taker, where, terminal.event, signals.asked)
+    terminal.document({"pictures": written}, "\n".join(map(str, written)))
+    return signals.exit_code
+
+
+def compare(options: argparse.Namespace, terminal: Terminal) -> int:
+    signals = Signals()
+    run = _settings(options)
+    where = Path(options.out or Path(run.output.folder) / "comparisons" / _stamp())
+    names = options.adapter or ["base"]
+    return compare_in(run, names, where, terminal, signals)
+
+
+def compare_in(run: Config, names: Sequence[str], where: Path, terminal: Terminal,
+               signals: Signals) -> int:
+    """Compare into a folder that is followed like a run's: events, requests, log."""
+    from . import compare as verb
+    from . import contestants
+
+    folder = RunFolder(durable.make_folder(where))
+    _own_log(folder)
+
+    def emit(event: events.Event) -> None:
+        folder.append(event)
+        terminal.event(event)
+
+    def asked() -> set[str]:
+        return (folder.requests() & {"stop"}) | signals.asked()
+
+    me = runs.Process.this()
+    folder.clear(["stop"])
+    emit(events.Started(me.pid, me.born, "", 0))
+    try:
+        takers = [contestants.parse(name, Path(run.output.folder)) for name in names]
+        result = verb.run(run, takers, where, emit, asked)
+    except LycorisError as error:
+        emit(events.Failed(error.kind, error.message, error.fix, error.field))
+        raise
+    terminal.document({"grid": result.grid, "pictures": result.pictures, "reason": result.reason},
+                      f"{result.pictures} pictures: {result.grid}")
+    return signals.exit_code
+
+
+def caption(options: argparse.Namespace, terminal: Terminal) -> int:
+    from . import caption as verb
+    from .data import captions, folder
+
+    signals = Signals()
+    run = _settings(options)
+    dataset = folder.scan(config.find(run.dataset.folder))
+    if options.captioner:
+        pairs = dict(text.partition("=")[::2] for text in options.option)
+        made = verb.make(options.captioner, pairs)
+        edits = verb.run(dataset, made, options.write, dry=options.dry_run, emit=terminal.event,
+                         asked=signals.asked)
+    else:
+        edits = verb.by_rules(dataset, trigger=options.trigger, find=options.find,
+                              replace=options.replace)
+        if not options.dry_run:
+            captions.apply(edits)
+    done = "would change" if options.dry_run else "changed"
+    lines = [f"{e.picture.name}: {e.before or '(none)'} -> {e.after}" for e in edits]
+    terminal.document({"dry_run": options.dry_run, "edits": verb.changed(dataset.folder, edits)},
+                      "\n".join([*lines, f"{len(edits)} of {len(dataset)} captions {done}."]))
+    return signals.exit_code
+
+
+def dataset(options: argparse.Namespace, terminal: Terminal) -> int:
+    from . import families
+    from .data import folder
+
+    run = _settings(options)
+    found = folder.scan(config.find(run.dataset.folder))
+    family = families.open_base(config.find(run.model.base), run.model.family)
+    counts = family.count_tokens([p.caption or "" for p in found.pictures])
+    problems = {kind: [p.name for p in pictures]
+                for kind, pictures in found.problems(run.dataset.resolution).items()}
+    problems |= {f"longer than {family.max_tokens} tokens": names} if (names := [
+        p.name for p, count in zip(found.pictures, counts, strict=True)
+        if count > family.max_tokens]) else {}
+    data = {"folder": found.folder, "pictures": len(found), "problems": problems,
+            "items": [{"name": p.name, "size": p.size, "caption": p.caption, "tokens": count}
+                      for p, count in zip(found.pictures, counts, strict=True)]}
+    lines = [f"{len(found)} pictures in {found.folder}, "
+             f"{sum(bool((p.caption or '').strip()) for p in found.pictures)} with captions."]
+    lines += [f"{kind}: {', '.join(names)}" for kind, names in problems.items()]
+    terminal.document(data, "\n".join(lines))
+    return 0
+
+
+def estimate(options: argparse.Namespace, terminal: Terminal) -> int:
+    from . import plan
+
+    made = plan.make(_settings(options), need_dataset=False)
+    data = made.summary()
+    parts = ", ".join(f"{part} {group['parameters']:,} in {group['layers']} layers"
+                      for part, group in made.sizes.parts.items())
+    rows = [("Algorithm", f"{data['algo']} on {made.family.base.name}"),
+            ("Parameters", f"{data['parameters']:,} ({parts})"),
+            ("File", f"{data['file_bytes_with_metadata']:,} bytes "
+                     f"({mebibytes(data['file_bytes_with_metadata'])}), "
+                     f"{data['file_bytes']:,} without metadata"),
+            ("While training", f"{mebibytes(data['training_bytes'])} for weights, gradients and "
+                               "optimiser of the adapter"),
+            ("Steps", f"{data['steps']} ({data['epochs']:g} epochs of "
+                      f"{data['batches_per_epoch']} batches)")]
+    rows += [("Note", f"{w['text']} {w['fix']}") for w in data["warnings"]]
+    terminal.document(data, table(rows))
+    return 0
+
+
+def inspect(options: argparse.Namespace, terminal: Terminal) -> int:
+    from . import inspect as verb
+
+    if options.what == "catalogues":
+        data = verb.catalogues()
+    else:
+        path = config.find(options.what)
+        data = verb.run(runs.open_run(path).path) if path.is_dir() else verb.adapter(path)
+    rows = [(str(key), str(value)[:2000]) for key, value in data.items() if key != "metadata"]
+    rows += [(key, value[:200]) for key, value in data.get("metadata", {}).items()]
+    terminal.document(data, table(rows))
+    return 0
+
+
+def demo(options: argparse.Namespace, terminal: Terminal) -> int:
+    """The whole story: LoRA, a LoHa of the same size, and both beside the base."""
+    from . import families, plan
+
+    signals = Signals()
+    folder = Path(options.out or Path("runs") / f"demo-{_stamp()}")
+    run = config.load(None, [f"output.folder={folder}", *options.settings])
+    family = families.open_base(config.find(run.model.base), run.model.family)
+    pair = [replace(run, network=replace(run.network, algo="lora"))]
+    pair.append(plan.match(pair[0], "loha", family))
+    for each in pair:
+        made, settings = _fresh(each)
+        terminal.say(f"Training {made.name}.")
+        train_in(made, settings, terminal, signals)
+        if signals.received:
+            return signals.exit_code
+    names = ["base", *(config.run_name(each) for each in pair)]
+    return compare_in(run, names, folder / "comparison", terminal, signals)
+
+
+def _fresh(run: Config) -> tuple[RunFolder, Config]:
+    from . import plan
+
+    named = plan.named(run)
+    return plan.create(plan.make(named)), named
+
+
+def _resumed(path: Path, settings: Sequence[str]) -> tuple[RunFolder, Config]:
+    """An existing run with its own settings; only those that keep it the same run may change."""
+    folder = runs.open_run(path)
+    process = folder.process
+    if folder.state() == "running" and process != runs.Process.this():
+        raise RunError(f"The run {folder.name} is going on already, as process "
+                       f"{process.pid if process else 0}.", "Stop it first, or wait for its end.")
+    other = [text for text in settings if not text.startswith(RESUMABLE)]
+    if other:
+        raise ConfigError({text.partition("=")[0]: f"{text.partition('=')[0]} cannot change within "
+                           "a run; start a new one" for text in other})
+    run = config.load(folder.config_file, settings)
+    run = replace(run, output=replace(run.output, folder=str(path.parent), name=path.name))
+    if settings:
+        durable.write_text(folder.config_file, config.dump(run))
+    return folder, run
+
+
+def _target(options: argparse.Namespace) -> tuple[Path | None, list[str]]:
+    """The first word if it is a file or folder, and the settings."""
+    words = list(options.settings)
+    if words and ("=" not in words[0] or Path(words[0]).exists()):
+        return Path(words[0]), words[1:]
+    return None, words
+
+
+def _settings(options: argparse.Namespace) -> Config:
+    """Settings of a verb that trains nothing: of a TOML file or of a run folder, and overrides.
+
+    A folder of pictures is taken as the dataset.
+    """
+    target, words = _target(options)
+    if target and target.is_dir():
+        own = target / "config.toml"
+        if own.is_file():
+            return config.load(own, words)
+        return config.load(None, [f"dataset.folder={target}", *words])
+    return config.load(target, words)
+
+
+def _own_log(folder: RunFolder) -> None:
+    """Warnings and unexpected errors also go to the folder's log.txt."""
+    handler = logging.FileHandler(folder.log_file, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+def _stamp() -> str:
+    return time.strftime("%Y%m%d-%H%M%S")
+
+
+VERBS: dict[str, Callable[[argparse.Namespace, Terminal], int]] = {
+    "train": train, "sample": sample, "compare": compare, "caption": caption, "dataset": dataset,
+    "estimate": estimate, "inspect": inspect, "demo": demo}
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true",
+                        help="JSON on standard output and nothing else")
+    settings = argparse.ArgumentParser(add_help=False)
+    settings.add_argument("settings", nargs="*", metavar="run.toml | path=value",
+                          help="a settings file or a run folder, then settings, "
+                               "e.g. network.algo=loha network.dim=4")
+    parser = argparse.ArgumentParser(prog="python -m lycoris", description=__doc__.split("\n")[0])
+    parser.add_argument("--version", action="version", version=f"lycogui {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=text, description=text, parents=[common, *parents])
+
+    verb("train", "Train an adapter, or go on with a run folder.", settings)
+    one = verb("sample", "Paint prompts with the base or one adapter.", settings)
+    one.add_argument("--adapter", default="base", help="a file, a run, or base; :0.8 for a weight")
+    one.add_argument("--out", help="folder for the pictures")
+    many = verb("compare", "Paint the same prompts and seeds with several.", settings)
+    many.add_argument("--adapter", action="append", help="a contestant; give it several times")
+    many.add_argument("--out", help="folder for the pictures and the grid")
+    write = verb("caption", "Write captions for a folder of pictures.", settings)
+    write.add_argument("--trigger", default="", help="word put in front of every caption")
+    write.add_argument("--find", default="", help="text to replace in every caption")
+    write.add_argument("--replace", default="", help="what it is replaced by")
+    write.add_argument("--captioner", help="file-name or blip")
+    write.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
+                       help="an option of the captioner")
+    write.add_argument("--write", choices=("missing", "append", "replace"), default="missing")
+    write.add_argument("--dry-run", action="store_true", help="show the changes, write nothing")
+    verb("dataset", "What is in a folder of pictures, and what is wrong with it.", settings)
+    verb("estimate", "Exact parameters and bytes of an adapter, before training.", settings)
+    look = verb("inspect", "What a file, a run or the catalogues hold.")
+    look.add_argument("what", help="an adapter file, a run folder, or catalogues")
+    story = verb("demo", "LoRA and LoHa on the embedded model, then both compared.", settings)
+    story.add_argument("--out", help="folder for the runs and the comparison")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""What takes part in painting: the base alone, or the base with an adapter at a weight."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import adapterfile, algorithms, config, metadata
+from .errors import AdapterError, ConfigError
+from .families import Family, Model
+from .network import LycorisNetwork
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """`path` is an adapter file; None stands for the base model alone."""
+
+    name: str
+    path: Path | None = None
+    weight: float = 1.0
+
+
+def parse(text: str, runs: Path) -> Contestant:
+    """ "base", a file, a run folder or a run's name in `runs`, each with ``:weight`` if not 1.
+
+    Raises AdapterError where nothing of that name exists.
+    """
+    head, colon, tail = text.rpartition(":")
+    weight = 1.0
+    if colon and head and not tail.strip().startswith(("\\", "/")):
+        try:
+            weight = float(tail)
+        except ValueError:
+            raise ConfigError({"": f"{text!r}: {tail!r} is no weight; write e.g. {head}:0.8"}
+                              ) from None
+    else:
+        head = text
+    if head == BASE:
+        return Contestant(BASE)
+    for path in (config.find(head), runs / head):
+        if path.is_dir():
+            file = path / f"{path.name}.safetensors"
+            if not file.is_file():
+                raise AdapterError(f"The run {path.name} has no adapter yet: there is no {file}.",
+                                   "Train it to the end, or stop and save it.")
+            return Contestant(path.name, file, weight)
+        if path.is_file():
+            return Contestant(path.stem, path, weight)
+    raise AdapterError(f"There is no adapter {head!r}.",
+                       f"Give a .safetensors file, or the name of a run in {runs}.")
+
+
+def unique(contestants: list[Contestant]) -> list[Contestant]:
+    """The same with names made different, by weight and then by number."""
+    found: list[Contestant] = []
+    for each in contestants:
+        name = each.name
+        if name in (c.name for c in found):
+            name = f"{each.name} at {each.weight:g}"
+        number = 2
+        while name in (c.name for c in found):
+            name, number = f"{each.name} ({number})", number + 1
+        found.append(Contestant(name, each.path, each.weight))
+    return found
+
+
+def load(contestant: Contestant, family: Family,
+         model: Model) -> tuple[LycorisNetwork, adapterfile.Match] | tuple[None, None]:
+    """The contestant's network over the model, not attached, and how it fits; None for the base."""
+    if contestant.path is None:
+        return None, None
+    network, match = adapterfile.load(contestant.path, family, model.modules)
+    network.set_multiplier(contestant.weight)
+    return network, match
+
+
+def describe(contestant: Contestant, family: Family) -> dict[str, Any]:
+    """What a recipe says of it: file, checksum, algorithm, size, and how it was trained."""
+    found: dict[str, Any] = {"name": contestant.name, "weight": contestant.weight}
+    if contestant.path is None:
+        return {**found, "base": family.base.name}
+    file = adapterfile.AdapterFile(contestant.path)
+    trained = metadata.config_of(file.metadata)
+    return {**found, "file": contestant.path.name, "bytes": contestant.path.stat().st_size,
+            "sha256": hashlib.sha256(contestant.path.read_bytes()).hexdigest(),
+            "algorithms": summary(file), "settings": asdict(trained) if trained else None}
+
+
+def summary(file: adapterfile.AdapterFile) -> str:
+    """ "LoHa, dim 4" as the tensors say."""
+    found: dict[str, set[int]] = {}
+    labels: Mapping[str, type[algorithms.Algorithm]] = algorithms.all_entries()
+    for name in file.shapes:
+        kind, dim, _ = file.kind(name)
+        found.setdefault(kind.name, set()).add(dim)
+    parts = []
+    for name, dims in found.items():
+        label = labels[name].label
+        if label:
+            span = f"{min(dims)}" if len(dims) == 1 else f"{min(dims)} to {max(dims)}"
+            parts.append(f"{label}, dim {span}")
+        else:
+            parts.append("norm layers")
+    return " and ".join(parts)
