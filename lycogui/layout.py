@@ -26,8 +26,9 @@ class Place:
 SECTIONS: dict[str, tuple[Place, ...]] = {
     "base": (Place("model.base"), Place("model.family"), Place("model.dtype")),
     "folder": (Place("dataset.folder", info=False),),
+    "algorithm kind": (Place("network.algo", "radio", info=False),),
     "algorithm": (
-        Place("network.algo", "radio", info=False), Place("network.preset", "radio"),
+        Place("network.preset", "radio", info=False),
         Place("network.dim", "slider", high=128),
         Place("network.alpha", "slider", low=0.5, high=128, step=0.5, info=False),
     ),

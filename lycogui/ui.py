@@ -40,8 +40,7 @@ def build(workspace: Workspace) -> gr.Blocks:
         on(blocks.load, lambda: page.form.write(workspace.config),
            outputs=page.form.inputs).then(
             page["refresh"], inputs=page.form.inputs,
-            outputs=[page["plan"], page["scale"], page.form.widgets["output.name"]],
-            show_progress="hidden", api_visibility="private")
+            outputs=page["shown"], show_progress="hidden", api_visibility="private")
     return blocks
 
 

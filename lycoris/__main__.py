@@ -36,9 +36,18 @@ class Signals:
 
     def __init__(self) -> None:
         self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._handle)
+                number = getattr(signal, name)
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
         if self.received:
@@ -55,24 +64,23 @@ class Signals:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    terminal = Terminal(options.json)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # kernels we do not use
-    try:
-        return VERBS[options.verb](options, terminal)
-    except LycorisError as error:
-        terminal.error(error)
-        return 2
-    except BrokenPipeError:
-        return 1
-    except Exception:
-        sys.stderr.write("This is a bug in lycogui; please report it with these lines:\n")
-        traceback.print_exc()
-        return 1
+    with Terminal(options.json) as terminal, Signals() as signals:
+        try:
+            return VERBS[options.verb](options, terminal, signals)
+        except LycorisError as error:
+            terminal.error(error)
+            return 2
+        except BrokenPipeError:
+            return 1
+        except Exception:
+            sys.stderr.write("This is a bug in lycogui; please report it with these lines:\n")
+            traceback.print_exc()
+            return 1
 
 
-def train(options: argparse.Namespace, terminal: Terminal) -> int:
-    signals = Signals()
+def train(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
     target, settings = _target(options)
     if target and target.is_dir():
         folder, run = _resumed(target, settings)
@@ -122,11 +130,10 @@ def train_in(folder: RunFolder, run: Config, terminal: Terminal,
         raise
 
 
-def sample(options: argparse.Namespace, terminal: Terminal) -> int:
+def sample(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
     from . import contestants
     from . import sample as verb
 
-    signals = Signals()
     run = _settings(options)
     where = Path(options.out or Path(run.output.folder) / "pictures" / _stamp())
     taker = contestants.parse(options.adapter, Path(run.output.folder))
@@ -135,8 +142,7 @@ def sample(options: argparse.Namespace, terminal: Terminal) -> int:
     return signals.exit_code
 
 
-def compare(options: argparse.Namespace, terminal: Terminal) -> int:
-    signals = Signals()
+def compare(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
     run = _settings(options)
     where = Path(options.out or Path(run.output.folder) / "comparisons" / _stamp())
     names = options.adapter or ["base"]
@@ -173,11 +179,10 @@ def compare_in(run: Config, names: Sequence[str], where: Path, terminal: Termina
     return signals.exit_code
 
 
-def caption(options: argparse.Namespace, terminal: Terminal) -> int:
+def caption(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
     from . import caption as verb
     from .data import captions, folder
 
-    signals = Signals()
     run = _settings(options)
     dataset = folder.scan(config.find(run.dataset.folder))
     if options.captioner:
@@ -186,18 +191,19 @@ def caption(options: argparse.Namespace, terminal: Terminal) -> int:
         edits = verb.run(dataset, made, options.write, dry=options.dry_run, emit=terminal.event,
                          asked=signals.asked)
     else:
-        edits = verb.by_rules(dataset, trigger=options.trigger, find=options.find,
-                              replace=options.replace)
+        edits = captions.by_rules(dataset.captions(), trigger=options.trigger,
+                                  find=options.find, by=options.replace)
         if not options.dry_run:
             captions.apply(edits)
     done = "would change" if options.dry_run else "changed"
     lines = [f"{e.picture.name}: {e.before or '(none)'} -> {e.after}" for e in edits]
-    terminal.document({"dry_run": options.dry_run, "edits": verb.changed(dataset.folder, edits)},
+    terminal.document({"dry_run": options.dry_run, "edits": [
+        {"picture": e.picture.name, "before": e.before, "after": e.after} for e in edits]},
                       "\n".join([*lines, f"{len(edits)} of {len(dataset)} captions {done}."]))
     return signals.exit_code
 
 
-def dataset(options: argparse.Namespace, terminal: Terminal) -> int:
+def dataset(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
     from . import families
     from .data import folder
 
@@ -220,7 +226,7 @@ def dataset(options: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def estimate(options: argparse.Namespace, terminal: Terminal) -> int:
+def estimate(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
     from . import plan
 
     made = plan.make(_settings(options), need_dataset=False)
@@ -241,7 +247,7 @@ def estimate(options: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def inspect(options: argparse.Namespace, terminal: Terminal) -> int:
+def inspect(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
     from . import inspect as verb
 
     if options.what == "catalogues":
@@ -255,11 +261,10 @@ def inspect(options: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def demo(options: argparse.Namespace, terminal: Terminal) -> int:
+def demo(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
     """The whole story: LoRA, a LoHa of the same size, and both beside the base."""
     from . import families, plan
 
-    signals = Signals()
     folder = Path(options.out or Path("runs") / f"demo-{_stamp()}")
     run = config.load(None, [f"output.folder={folder}", *options.settings])
     family = families.open_base(config.find(run.model.base), run.model.family)
@@ -333,7 +338,7 @@ def _stamp() -> str:
     return time.strftime("%Y%m%d-%H%M%S")
 
 
-VERBS: dict[str, Callable[[argparse.Namespace, Terminal], int]] = {
+VERBS: dict[str, Callable[[argparse.Namespace, Terminal, Signals], int]] = {
     "train": train, "sample": sample, "compare": compare, "caption": caption, "dataset": dataset,
     "estimate": estimate, "inspect": inspect, "demo": demo}
 

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import algorithms, tensorfile
 from .algorithms import Layer, Shape
 from .assignments import Assignment, Extras
 from .errors import AdapterError
-from .families import Family
-from .network import LycorisNetwork
 
 
 class AdapterFile:
@@ -75,11 +73,18 @@ class AdapterFile:
         dora = shapes.get("dora_scale")
         found = Assignment(layer, name, kind(dim, alpha, options), Extras(
             dora=dora is not None, dora_on_output=dora is None or dora[0] == layer.out))
-        expected = {key.rpartition(f"{name}.")[2]: shape
-                    for key, shape in found.file_shapes().items()}
-        fits = all(tensorfile.elements(shapes.get(suffix, (0,))) == tensorfile.elements(shape)
-                   for suffix, shape in expected.items() if suffix != "alpha")
-        return found if fits else None
+        return found if self.fits(name, found) else None
+
+    def fits(self, name: str, assignment: Assignment) -> bool:
+        """Has one layer's group every tensor of the assignment, with as many elements?
+
+        Trailing sides of 1 differ between programs, so shapes are compared by their count.
+        """
+        own = self.shapes.get(name, {})
+        needed = {key.removeprefix(f"{assignment.key}."): shape
+                  for key, shape in assignment.file_shapes().items()}
+        return all(tensorfile.elements(own.get(suffix, (0,))) == tensorfile.elements(shape)
+                   for suffix, shape in needed.items() if suffix != "alpha")
 
 
 @dataclass(frozen=True)
@@ -132,31 +137,14 @@ def match(file: AdapterFile, layers: Sequence[Layer], key: Callable[[Layer], str
     return result
 
 
-def load(path: Path | str, family: Family,
-         modules: Mapping[str, nn.Module]) -> tuple[LycorisNetwork, Match]:
-    """The file's network over a loaded base, not yet attached."""
-    file = AdapterFile(path)
-    found = match(file, family.layers, family.key, family.base.name)
-    return from_file(file, found.assignments, modules), found
-
-
-def from_file(file: AdapterFile, assignments: Sequence[Assignment],
-              modules: Mapping[str, nn.Module]) -> LycorisNetwork:
-    network = LycorisNetwork(assignments, modules)
-    for name, adapter in network.adapters.items():
-        adapter.load_tensors(file.group(name))
-    return network.requires_grad_(False).eval()
-
-
-def save(network: LycorisNetwork, path: Path | str, dtype: torch.dtype | None,
-         metadata: Mapping[str, str]) -> Path:
-    """Write the network's file durably; refuses numbers that are not finite in `dtype`."""
-    tensors = {key: t if dtype is None else t.to(dtype)
-               for key, t in network.file_tensors().items()}
-    broken = [key for key, t in tensors.items() if not torch.isfinite(t).all()]
+def write(path: Path | str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None,
+          metadata: Mapping[str, str]) -> Path:
+    """Write an adapter's tensors durably, cast to `dtype`; refuses what is not finite in it."""
+    ready = {key: t if dtype is None else t.to(dtype) for key, t in tensors.items()}
+    broken = [key for key, t in ready.items() if not torch.isfinite(t).all()]
     if broken:
         raise AdapterError(
             f"The adapter holds numbers that {dtype or 'its precision'} cannot: {len(broken)} "
             f"tensors, the first is {broken[0]}.",
             "Set output.dtype to bf16 or fp32, or lower the learning rate.", keys=broken)
-    return tensorfile.write(path, tensors, metadata)
+    return tensorfile.write(path, ready, metadata)

@@ -4,7 +4,6 @@ there."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from . import captioners, devices, events, knobs
@@ -65,25 +64,3 @@ def run(dataset: Dataset, captioner: captioners.Captioner, write: str, *, dry: b
             captions.apply(edits[-1:])
     emit(events.Stage("captioning", len(pictures), len(pictures)))
     return edits
-
-
-def by_rules(dataset: Dataset, *, trigger: str = "", find: str = "",
-             replace: str = "") -> list[Edit]:
-    """The edits of find-and-replace, then of a trigger word, over all captions; nothing is written.
-    """
-    if not (trigger or find):
-        raise ConfigError({"": "nothing to do: give a trigger word, or a text to find"})
-
-    def change(caption: str | None) -> str | None:
-        if find and caption is not None:
-            caption = captions.replace(find, replace)(caption)
-        return captions.prepend(trigger)(caption) if trigger else caption
-
-    usable = [(p.path, p.caption) for p in dataset.readable if not p.caption_problem]
-    return captions.plan(usable, change)
-
-
-def changed(folder_path: Path, edits: list[Edit]) -> list[dict[str, str | None]]:
-    """The edits as plain data, with file names relative to the folder."""
-    return [{"picture": edit.picture.relative_to(folder_path).as_posix(), "before": edit.before,
-             "after": edit.after} for edit in edits]

@@ -76,7 +76,7 @@ class DatasetConfig:
                                     8, 4096, 8, unit="px")] = 512
     bucket: Annotated[bool, Knob("Keep each picture's shape: train in buckets of similar aspect "
                                  "ratio. Off: crop to squares.", label="Buckets")] = True
-    bucket_step: Annotated[int, Knob("Bucket sides are multiples of this.", 8, 512, 8,
+    bucket_step: Annotated[int, Knob("Bucket sides are multiples of this.", 1, 512, 8,
                                      unit="px")] = 64
     caption_dropout: Annotated[float, Knob("Share of the captions left out, so that guidance "
                                            "keeps working.", 0, 1, 0.05)] = 0.05

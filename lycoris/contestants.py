@@ -74,7 +74,9 @@ def load(contestant: Contestant, family: Family,
     """The contestant's network over the model, not attached, and how it fits; None for the base."""
     if contestant.path is None:
         return None, None
-    network, match = adapterfile.load(contestant.path, family, model.modules)
+    file = adapterfile.AdapterFile(contestant.path)
+    match = adapterfile.match(file, family.layers, family.key, family.base.name)
+    network = LycorisNetwork.from_file(file, match.assignments, model.modules)
     network.set_multiplier(contestant.weight)
     return network, match
 

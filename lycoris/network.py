@@ -7,14 +7,15 @@ own thin products to the layer's output. Merging uses the same W + dW, so the tw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import streams
+from . import adapterfile, streams
+from .adapterfile import AdapterFile
 from .assignments import Assignment
 from .errors import AdapterError
 
@@ -330,31 +331,32 @@ class LycorisNetwork(nn.Module):
     def file_tensors(self) -> dict[str, Tensor]:
         return {key: tensor for adapter in self for key, tensor in adapter.file_tensors().items()}
 
-    def save_weights(self, file: Any, dtype: torch.dtype | None = None,
-                     metadata: Mapping[str, str] | None = None) -> None:
+    def save_weights(self, file: Path | str, dtype: torch.dtype | None = None,
+                     metadata: Mapping[str, str] | None = None) -> Path:
         """Write a .safetensors file durably, every tensor in `dtype` (default: as trained)."""
-        from . import adapterfile
+        return adapterfile.write(file, self.file_tensors(), dtype, metadata or {})
 
-        adapterfile.save(self, file, dtype, metadata or {})
-
-    def load_weights(self, file: Any) -> None:
+    def load_weights(self, file: Path | str) -> None:
         """Take over a file's tensors; raises AdapterError where any of ours is missing or unfit."""
-        from . import adapterfile
-
         opened = adapterfile.AdapterFile(file)
-        wrong = []
-        for key, adapter in self.adapters.items():
-            found = opened.group(key)
-            expected = {name.rpartition(f"{key}.")[2]: shape
-                        for name, shape in adapter.assignment.file_shapes().items()}
-            shapes = {suffix: tuple(t.shape) for suffix, t in found.items()}
-            if any(shapes.get(suffix) != shape for suffix, shape in expected.items()):
-                wrong.append(key)
+        wrong = [key for key, adapter in self.adapters.items()
+                 if not opened.fits(key, adapter.assignment)]
         if wrong:
             raise AdapterError(
                 f"{file} does not fit this network: {len(wrong)} of {len(self)} layers are missing "
                 f"or of another shape, the first is {wrong[0]}.",
                 "Use create_lycoris_from_weights, which builds the network the file describes.",
                 keys=wrong)
+        self._take(opened)
+
+    @classmethod
+    def from_file(cls, file: AdapterFile, assignments: Sequence[Assignment],
+                  modules: Mapping[str, nn.Module]) -> LycorisNetwork:
+        """The network of a file, its assignments as `adapterfile.match` found them; frozen."""
+        network = cls(assignments, modules)
+        network._take(file)
+        return network.requires_grad_(False).eval()
+
+    def _take(self, file: AdapterFile) -> None:
         for key, adapter in self.adapters.items():
-            adapter.load_tensors(opened.group(key))
+            adapter.load_tensors(file.group(key))

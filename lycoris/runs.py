@@ -133,6 +133,7 @@ class RunFolder:
                 "Choose another output.name, or resume that one.", field="output.name") from None
         for name, text in files.items():
             durable.write_text(self.path / name, text)
+        self.sub("requests")
         return self
 
     def append(self, event: events.Event) -> None:

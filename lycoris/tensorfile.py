@@ -130,9 +130,14 @@ def peek(path: Path | str, error: type[LycorisError]) -> tuple[dict[str, tuple[s
                     "Only .safetensors files are read; convert older formats first.") from None
     except OSError as problem:
         raise error(f"{path} cannot be read: {problem.strerror}.", "Check the path.") from problem
-    metadata = described.pop("__metadata__", None) or {}
-    if len(described) > MAX_TENSORS:
-        raise error(f"{path} lists {len(described):,} tensors; at most {MAX_TENSORS:,} are read.")
-    entries = {name: (str(entry["dtype"]), tuple(entry["shape"]))
-               for name, entry in described.items()}
-    return entries, {str(key): str(value) for key, value in metadata.items()}
+    try:
+        metadata = described.pop("__metadata__", None) or {}
+        entries = {str(name): (str(entry["dtype"]), tuple(int(side) for side in entry["shape"]))
+                   for name, entry in described.items()}
+        texts = {str(key): str(value) for key, value in metadata.items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise error(f"{path} is not a safetensors file: its header does not describe tensors.",
+                    "Take another copy of it.") from None
+    if len(entries) > MAX_TENSORS:
+        raise error(f"{path} lists {len(entries):,} tensors; at most {MAX_TENSORS:,} are read.")
+    return entries, texts

@@ -21,10 +21,18 @@ class Terminal:
     def __init__(self, as_json: bool):
         self.as_json = as_json
         self.out: TextIO = sys.stdout
+        self.total = 0
         self._bar: tqdm | None = None
         self._stage = ""
-        if as_json:
+
+    def __enter__(self) -> Terminal:
+        if self.as_json:
             sys.stdout = sys.stderr
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        sys.stdout = self.out
 
     def document(self, data: Mapping[str, Any], text: str) -> None:
         """The answer of a verb: `data` as one JSON document, or `text` for people."""
@@ -53,8 +61,6 @@ class Terminal:
                 self.say(f"Saved {event.path} ({event.bytes:,} bytes).")
             case events.Warned():
                 self.say(f"Note: {event.text} {event.fix}".rstrip())
-
-    total = 0
 
     def say(self, text: str) -> None:
         """A line beside the progress; nothing in JSON mode."""

@@ -269,7 +269,7 @@ class Session:
                         session=self.progress.session)
         tensors = {key: t.to(dtype) for key, t in self.network.file_tensors().items()}
         described = metadata.describe(run, plan.family, plan.dataset, facts)
-        adapterfile.save(self.network, path, dtype, metadata.with_hashes(described, tensors))
+        adapterfile.write(path, tensors, None, metadata.with_hashes(described, tensors))
         self.emit(events.Saved(self.progress.step, str(path.relative_to(self.where)),
                                path.stat().st_size))
         return path

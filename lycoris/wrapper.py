@@ -79,7 +79,7 @@ def create_lycoris_from_weights(multiplier: float, file: Path | str,
         if not any(_key(layer) in opened.shapes for layer in layers):
             key = family_key
     found = adapterfile.match(opened, layers, key, type(module).__name__)
-    network = adapterfile.from_file(opened, found.assignments, {"": module})
+    network = LycorisNetwork.from_file(opened, found.assignments, {"": module})
     network.set_multiplier(multiplier)
     return network.requires_grad_(True)
 

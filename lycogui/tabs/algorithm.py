@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,8 @@ def build(page: Page) -> None:
     form = page.form
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=340, elem_classes="pane"):
+            form.place("algorithm kind")
+            page["about"] = gr.HTML(apply_default_css=False)
             form.place("algorithm")
             page["scale"] = gr.HTML(apply_default_css=False, elem_id="scale-note")
             with gr.Row():
@@ -42,16 +45,18 @@ def connect(page: Page) -> None:
     name = form.widgets["output.name"]
     groups = page["options"]
 
-    def refresh(values: dict[Any, Any]) -> tuple[dict[str, Any], str, Any]:
+    page["shown"] = [page["plan"], page["about"], page["scale"], name]
+
+    def refresh(values: dict[Any, Any]) -> tuple[dict[str, Any], Any, str, Any]:
         """Every change of a setting: remember it, and show what it means."""
         try:
             run = form.read(values)
             workspace.remember(run)
             made = workspace.plan(run)
-            return (card(workspace, made), scale_note(run),
+            return (card(workspace, made), about(run), scale_note(run),
                     gr.update(placeholder=plan.with_free_name(run).output.name))
         except LycorisError as error:
-            return {"problems": list(error.problems.values())}, "", gr.skip()
+            return {"problems": list(error.problems.values())}, gr.skip(), "", gr.skip()
 
     @shown
     def equal(values: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
@@ -62,11 +67,16 @@ def connect(page: Page) -> None:
         return [gr.update(visible=each == chosen) for each in groups]
 
     gr.on([widget.change for widget in form.widgets.values()], refresh, inputs=form.inputs,
-          outputs=[page["plan"], page["scale"], name], api_visibility="private",
+          outputs=page["shown"], api_visibility="private",
           show_progress="hidden", trigger_mode="always_last")
     on(algo.change, options_of, inputs=algo, outputs=list(groups.values()))
     on(page["plan"].equal, equal, inputs=form.inputs, outputs=form.inputs)
     page["refresh"] = refresh
+
+
+def about(run: Config) -> str:
+    """What the chosen algorithm is, in a sentence."""
+    return f"<p class='note'>{html.escape(algorithms.catalogue()[run.network.algo].about)}</p>"
 
 
 def scale_note(run: Config) -> str:

@@ -11,7 +11,7 @@ import gradio as gr
 from lycogui import dialogs
 from lycogui.guard import shown
 from lycogui.page import Page, mount, on
-from lycoris import caption, config
+from lycoris import captioners, config
 from lycoris.data import captions
 from lycoris.data.captions import Edit
 from lycoris.errors import LycorisError
@@ -56,7 +56,8 @@ def connect(page: Page) -> None:
 
     def planned(trigger: str, find: str, replace: str) -> list[Edit]:
         dataset = workspace.dataset(workspace.config)
-        return caption.by_rules(dataset, trigger=trigger.strip(), find=find, replace=replace)
+        return captions.by_rules(dataset.captions(), trigger=trigger.strip(), find=find,
+                                 by=replace)
 
     def preview(trigger: str, find: str, replace: str) -> str:
         if not (trigger.strip() or find):
@@ -83,8 +84,11 @@ def connect(page: Page) -> None:
 
     @shown
     def from_names() -> list[Edit]:
-        dataset = workspace.dataset(workspace.config)
-        edits = caption.run(dataset, caption.make("file-name", {}), "missing")
+        captioner = captioners.catalogue()["file-name"](None)
+        edits = [Edit(path, before, captioner.caption(None, path))
+                 for path, before in workspace.dataset(workspace.config).captions()
+                 if not (before or "").strip()]
+        captions.apply(edits)
         gr.Info(f"{len(edits)} captions written.")
         return edits
 

@@ -63,13 +63,15 @@ class NoOptions:
 class Algorithm:
     """How dW of a layer is parametrised. Subclasses give a name, shapes, init and delta.
 
-    `keys` maps each tensor to its suffix in the file. `fold` names the tensor that delta is linear
+    `about` is one sentence for a person who chooses. `keys` maps each tensor to its suffix in the
+    file. `fold` names the tensor that delta is linear
     in and that takes a trained scalar or a norm cap on saving. `ranked` maps tensors to the axis
     that counts ranks, for rank dropout.
     """
 
     name: ClassVar[str] = ""
     label: ClassVar[str] = ""
+    about: ClassVar[str] = ""
     order: ClassVar[int] = 99
     kinds: ClassVar[tuple[str, ...]] = ("linear", "conv")
     keys: ClassVar[Mapping[str, str]] = {}

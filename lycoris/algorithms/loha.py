@@ -26,6 +26,8 @@ class LohaOptions:
 class Loha(Algorithm):
     name = "loha"
     label = "LoHa"
+    about = ("A product of two LoRAs. Learns more gently: more varied pictures and less leaking of "
+             "style, but fine details come out less exact.")
     order = 2
     keys = {"w1_a": "hada_w1_a", "w1_b": "hada_w1_b", "w2_a": "hada_w2_a", "w2_b": "hada_w2_b",
             "t1": "hada_t1", "t2": "hada_t2"}

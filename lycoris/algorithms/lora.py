@@ -26,6 +26,7 @@ class LoraOptions:
 class Lora(Algorithm):
     name = "lora"
     label = "LoRA"
+    about = "Two thin matrices a layer. Small and dependable: the place to start."
     order = 1
     keys = {"up": "lora_up.weight", "down": "lora_down.weight", "mid": "lora_mid.weight"}
     fold = "up"

@@ -30,8 +30,8 @@ class Captioner:
     def load(self, device: torch.device) -> None:
         """Load what it needs; nothing by default."""
 
-    def caption(self, image: Image.Image, path: Path) -> str:
-        """The caption of one picture (RGB)."""
+    def caption(self, image: Image.Image | None, path: Path) -> str:
+        """The caption of one picture (RGB; None for a captioner that needs only the path)."""
         raise NotImplementedError
 
 

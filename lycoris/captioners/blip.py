@@ -14,6 +14,8 @@ from ..errors import ModelFileError
 from ..knobs import Knob
 from . import Captioner
 
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")  # older, newer folders
+
 
 @dataclass(frozen=True)
 class BlipOptions:
@@ -34,8 +36,9 @@ class Blip(Captioner):
         if not self.options.model:
             return ("BLIP needs its model: give the folder of a BLIP captioning model, for example "
                     "a download of Salesforce/blip-image-captioning-base.")
-        missing = [f for f in ("config.json", "model.safetensors", "preprocessor_config.json")
-                   if not (folder / f).is_file()]
+        missing = [f for f in ("config.json", "model.safetensors") if not (folder / f).is_file()]
+        if not any((folder / f).is_file() for f in PROCESSOR_FILES):
+            missing.append(PROCESSOR_FILES[0])
         if missing:
             return f"{folder} is no BLIP model in safetensors form: it lacks {', '.join(missing)}."
         return ""
@@ -57,7 +60,7 @@ class Blip(Captioner):
         self.model = model.to(device).eval()
 
     @torch.no_grad()
-    def caption(self, image: Image.Image, path: Path) -> str:
+    def caption(self, image: Image.Image | None, path: Path) -> str:
         text = {"text": self.options.prompt} if self.options.prompt else {}
         inputs = self.processor(images=image, return_tensors="pt", **text).to(self.device)
         tokens = self.model.generate(**inputs, max_new_tokens=self.options.max_tokens)

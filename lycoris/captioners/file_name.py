@@ -22,7 +22,7 @@ class FileName(Captioner):
     order = 1
     Options = FileNameOptions
 
-    def caption(self, image: Image.Image, path: Path) -> str:
+    def caption(self, image: Image.Image | None, path: Path) -> str:
         words = re.sub(r"[_\-.+\s]+", " ", path.stem).split()
         while len(words) > 1 and words[-1].strip("()").isdigit():  # the number of a series
             words.pop()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import durable
-from ..errors import DatasetError
+from ..errors import ConfigError, DatasetError
 
 EXTENSION = ".txt"
 
@@ -89,6 +89,23 @@ def plan(captions: Iterable[tuple[Path, str | None]],
         if after != caption:
             found.append(Edit(picture, caption, after))
     return found
+
+
+def by_rules(pictures: Iterable[tuple[Path, str | None]], *, trigger: str = "", find: str = "",
+             by: str = "") -> list[Edit]:
+    """The edits of find-and-replace, then of a trigger word, over all captions; none is written.
+
+    Raises ConfigError where there is nothing to do.
+    """
+    if not (trigger or find):
+        raise ConfigError({"": "nothing to do: give a trigger word, or a text to find"})
+
+    def change(caption: str | None) -> str | None:
+        if find:
+            caption = replace(find, by)(caption)
+        return prepend(trigger)(caption) if trigger else caption
+
+    return plan(pictures, change)
 
 
 def apply(edits: Sequence[Edit]) -> None:

@@ -49,6 +49,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    def captions(self) -> list[tuple[Path, str | None]]:
+        """(picture, caption) of every picture whose caption can be read and written."""
+        return [(p.path, p.caption) for p in self.readable if not p.caption_problem]
+
     def problems(self, resolution: int) -> dict[str, list[Picture]]:
         """{kind of problem: the pictures that have it}; only kinds that occur."""
         tiny = [p for p in self.readable

@@ -216,8 +216,7 @@ class StableDiffusionModel(Model):
     def train_mode(self, *, checkpointing: bool) -> None:
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
-            self.text_encoder.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.text_encoder.activation_checkpointing_enable({"use_reentrant": False})
             self.unet.train()  # both recompute only in training mode; neither has dropout
             self.text_encoder.train()
 

@@ -1,0 +1,101 @@
+"""What the tests share: a base model of a few thousand weights, folders of pictures, run settings."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from lycoris import config
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY_SD = ROOT / "assets" / "tiny-sd"
+
+
+def make_base(folder: Path, *, cross: int = 16, prediction: str = "epsilon") -> Path:
+    """An SD1-shaped diffusers folder with random weights, of the real classes, loaded in no time."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(7)
+    shutil.copytree(TINY_SD / "tokenizer", folder / "tokenizer")
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=cross, intermediate_size=2 * cross,
+        num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )).save_pretrained(folder / "text_encoder")
+    UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16),
+        layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=cross,
+        attention_head_dim=2, norm_num_groups=4).save_pretrained(folder / "unet")
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8), layers_per_block=1, latent_channels=4, norm_num_groups=2,
+        mid_block_add_attention=False).save_pretrained(folder / "vae")
+    DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+                  prediction_type=prediction, clip_sample=False,
+                  timestep_spacing="leading").save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(
+        '{"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1",'
+        ' "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],'
+        ' "text_encoder": ["transformers", "CLIPTextModel"],'
+        ' "tokenizer": ["transformers", "CLIPTokenizer"],'
+        ' "scheduler": ["diffusers", "DDIMScheduler"], "safety_checker": [null, null],'
+        ' "feature_extractor": [null, null], "requires_safety_checker": false}')
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base") / "small")
+
+
+@pytest.fixture
+def make_pictures() -> Callable[..., Path]:
+    """make_pictures(folder, count, size=(48, 48)): pictures 1.png.. with captions."""
+
+    def make(folder: Path, count: int = 5, size: tuple[int, int] = (48, 48)) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(1, count + 1):
+            image = Image.new("RGB", size, (40 * number % 255, 90, 200 - 30 * number % 200))
+            ImageDraw.Draw(image).ellipse((8, 8, 8 + 4 * number, 30), fill="white")
+            image.save(folder / f"{number}.png")
+            (folder / f"{number}.txt").write_text(f"a ball, number {number}\n", "utf-8")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, make_pictures: Callable[..., Path]) -> Path:
+    return make_pictures(tmp_path / "pictures")
+
+
+@pytest.fixture
+def settings(small_base: Path, pictures: Path, tmp_path: Path) -> Callable[..., config.Config]:
+    """settings("path=value", ...): a run on the small base that takes a second."""
+
+    def make(*overrides: str) -> config.Config:
+        return config.load(None, [
+            f"model.base={small_base}", f"dataset.folder={pictures}",
+            f"output.folder={tmp_path / 'runs'}", "output.name=one", "dataset.resolution=16",
+            "dataset.bucket_step=4", "network.preset=full", "network.dim=2", "network.alpha=2",
+            "train.steps=6", "train.batch_size=2", "train.checkpoint_every=2", "sample.every=0",
+            "sample.steps=2", "sample.seeds=1", "optimizer.lr=0.01", "optimizer.name=AdamW",
+            'sample.prompts=["a ball"]', *overrides])
+
+    return make

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Makes the tests' environment and runs all tests; arguments go to pytest, e.g. -k resume.
+set -eu
+cd "$(dirname "$0")/.."
+for python in "${PYTHON:-}" python3.11 python3.12 python3.13 python3.14 python3; do
+  if [ -n "$python" ] && command -v "$python" >/dev/null 2>&1 &&
+     "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then
+    break
+  fi
+  python=""
+done
+[ -n "$python" ] || { echo "The tests need Python 3.11 to 3.14."; exit 1; }
+"$python" lycogui/install.py --only-install --env .venv-tests --also tests/requirements.txt
+
+# The browser tests drive Debian's chromium; where it cannot be installed they skip and say so.
+if ! command -v chromium >/dev/null 2>&1 && command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null ||
+    echo "chromium could not be installed; the browser tests will be skipped"
+fi
+export OMP_WAIT_POLICY=PASSIVE
+exec .venv-tests/bin/python -m pytest "$@"

@@ -1,0 +1,372 @@
+"""Properties over the registry: every algorithm, on every kind of layer, with every option.
+
+A new file under lycoris/algorithms is covered the moment it exists.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lycoris import algorithms, knobs, tensorfile
+from lycoris.adapterfile import AdapterFile, match
+from lycoris.algorithms import Algorithm, Layer
+from lycoris.assignments import Assignment, Extras
+from lycoris.errors import AdapterError, ConfigError
+from lycoris.network import LycorisNetwork
+
+DIM, ALPHA = 4, 2.0
+
+LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "linear": (nn.Linear(12, 20), (3, 5, 12)),
+    "linear without bias": (nn.Linear(12, 20, bias=False), (3, 12)),
+    "conv 3x3": (nn.Conv2d(6, 10, 3, padding=1), (2, 6, 7, 7)),
+    "conv 3x3 strided": (nn.Conv2d(6, 10, 3, stride=2, padding=1), (2, 6, 8, 8)),
+    "conv 3x3 dilated": (nn.Conv2d(6, 10, 3, padding=2, dilation=2), (2, 6, 7, 7)),
+    "conv 3x3 grouped": (nn.Conv2d(6, 10, 3, padding=1, groups=2), (2, 6, 7, 7)),
+    "conv 3x3 circular": (nn.Conv2d(6, 10, 3, padding=1, padding_mode="circular"), (2, 6, 7, 7)),
+    "conv 1x1": (nn.Conv2d(6, 10, 1), (2, 6, 7, 7)),
+    "conv1d": (nn.Conv1d(6, 10, 3, padding=1), (2, 6, 9)),
+    "conv3d": (nn.Conv3d(4, 6, 3, padding=1), (1, 4, 5, 5, 5)),
+    "group norm": (nn.GroupNorm(2, 6), (2, 6, 5)),
+    "layer norm": (nn.LayerNorm(8), (3, 8)),
+    "layer norm without bias": (nn.LayerNorm(8, bias=False), (3, 8)),
+}
+EXTRAS = {
+    "plain": Extras(), "dora": Extras(dora=True),
+    "dora on input": Extras(dora=True, dora_on_output=False),
+    "scalar": Extras(use_scalar=True), "scalar and dora": Extras(use_scalar=True, dora=True),
+}
+
+
+def kind_of(module: nn.Module) -> str:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    return "norm" if isinstance(module, (nn.GroupNorm, nn.LayerNorm)) else "conv"
+
+
+def option_sets(entry: type[Algorithm]) -> list[dict[str, Any]]:
+    """The defaults, and each switch turned on."""
+    found: list[dict[str, Any]] = [{}]
+    for leaf in knobs.leaves(entry.Options).values():
+        if leaf.type is bool:
+            found.append({leaf.name: not leaf.default})
+    return found
+
+
+def cases() -> Iterator[Any]:
+    for (algo, entry), (name, (module, _)) in itertools.product(
+            algorithms.all_entries().items(), LAYERS.items()):
+        if kind_of(module) not in entry.kinds:
+            continue
+        for options, extras in itertools.product(option_sets(entry), EXTRAS):
+            if kind_of(module) == "norm" and extras != "plain":
+                continue
+            label = "-".join([algo, name, *options, extras]).replace(" ", "_")
+            yield pytest.param(algo, name, options, extras, id=label)
+
+
+class Case:
+    """One layer with one adapter on it."""
+
+    def __init__(self, algo: str, name: str, options: dict[str, Any], extras: str,
+                 alpha: float = ALPHA, rank_stabilised: bool = False):
+        torch.manual_seed(3)
+        module, shape = LAYERS[name]
+        self.module = copy.deepcopy(module)
+        with torch.no_grad():
+            for parameter in self.module.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        self.x = torch.randn(shape)
+        self.before = self.module(self.x).detach()
+        entry = algorithms.all_entries()[algo]
+        layer = Layer("0", kind_of(module), tuple(self.module.weight.shape),
+                      self.module.bias is not None)
+        self.assignment = Assignment(
+            layer, "lycoris_0", entry(DIM, alpha, entry.Options(**options), rank_stabilised),
+            EXTRAS[extras])
+        self.root = nn.Sequential(self.module)
+        self.network = LycorisNetwork([self.assignment], {"": self.root}, seed=1)
+        self.adapter = next(iter(self.network))
+
+    def stir(self) -> None:
+        """Move every tensor away from its start, as training does."""
+        torch.manual_seed(5)
+        with torch.no_grad():
+            for parameter in self.network.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+
+    def forward(self) -> torch.Tensor:
+        return self.root(self.x)
+
+
+every_case = pytest.mark.parametrize(("algo", "name", "options", "extras"), list(cases()))
+
+
+@every_case
+def test_estimated_shapes_are_the_real_ones(algo: str, name: str, options: dict,
+                                            extras: str) -> None:
+    case = Case(algo, name, options, extras)
+    real = sum(p.numel() for p in case.network.parameters())
+    assert case.assignment.parameters() == real
+    tensors = {key: tuple(t.shape) for key, t in case.network.file_tensors().items()}
+    assert tensors == case.assignment.file_shapes()
+
+
+@every_case
+def test_nothing_changes_at_the_start(algo: str, name: str, options: dict, extras: str) -> None:
+    case = Case(algo, name, options, extras)
+    case.network.apply_to().eval()
+    assert torch.allclose(case.forward(), case.before, atol=1e-6)
+
+
+@every_case
+def test_merged_equals_attached(algo: str, name: str, options: dict, extras: str) -> None:
+    case = Case(algo, name, options, extras)
+    case.stir()
+    for strength in (1.0, 0.4):
+        other = copy.deepcopy(case.module)
+        case.network.apply_to().eval().set_multiplier(strength)
+        attached = case.forward().detach()
+        case.network.restore()
+        changed, bias = case.adapter.changed(other.weight, other.bias, strength)
+        with torch.no_grad():
+            other.weight.copy_(changed)
+            if bias is not None:
+                other.bias.copy_(bias)
+        assert torch.allclose(other(case.x), attached, atol=2e-5)
+        assert not torch.allclose(attached, case.before, atol=1e-3), "the adapter does something"
+    case.network.merge_to(0.4)
+    assert torch.allclose(case.forward(), attached, atol=2e-5)
+
+
+@every_case
+def test_file_round_trip(algo: str, name: str, options: dict, extras: str,
+                         tmp_path: Path) -> None:
+    case = Case(algo, name, options, extras)
+    case.stir()
+    case.network.apply_to().eval()
+    trained = case.forward().detach()
+    case.network.save_weights(tmp_path / "a.safetensors")
+    case.network.restore()
+    file = AdapterFile(tmp_path / "a.safetensors")
+    kind, dim, found = file.kind("lycoris_0")
+    assert kind.name == algo
+    spatial = case.assignment.layer.is_spatial
+    for option, value in options.items():
+        if spatial or option != "use_tucker":
+            assert getattr(found, option) == value
+    if kind.scaled:
+        assert dim == DIM
+    matched = match(file, [case.assignment.layer], lambda layer: f"lycoris_{layer.name}", "x")
+    assert matched.whole
+    again = LycorisNetwork.from_file(file, matched.assignments, {"": case.root}).apply_to()
+    assert torch.allclose(case.forward(), trained, atol=2e-5)
+    again.restore()
+
+
+@every_case
+def test_gradients_reach_every_tensor(algo: str, name: str, options: dict, extras: str) -> None:
+    case = Case(algo, name, options, extras)
+    case.stir()
+    case.network.apply_to().train()
+    case.forward().square().sum().backward()
+    for parameter_name, parameter in case.network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, parameter_name
+
+
+@every_case
+def test_detaching_is_exact(algo: str, name: str, options: dict, extras: str) -> None:
+    case = Case(algo, name, options, extras)
+    weights = [p.clone() for p in case.module.parameters()]
+    case.stir()
+    case.network.apply_to()
+    case.forward()
+    case.network.restore()
+    assert torch.equal(case.forward(), case.before)
+    assert all(torch.equal(a, b) for a, b in zip(weights, case.module.parameters(), strict=True))
+    assert "forward" not in vars(case.module)
+
+
+@every_case
+def test_multiplier_zero_is_the_base(algo: str, name: str, options: dict, extras: str) -> None:
+    case = Case(algo, name, options, extras)
+    case.stir()
+    case.network.apply_to().set_multiplier(0)
+    assert torch.equal(case.forward(), case.before)
+    changed, _ = case.adapter.changed(case.module.weight, None, 0.0)
+    assert torch.allclose(changed, case.module.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("algo", [n for n, e in algorithms.catalogue().items() if e.scaled])
+def test_alpha_scales_the_change(algo: str) -> None:
+    one, two = Case(algo, "linear", {}, "plain"), Case(algo, "linear", {}, "plain", 2 * ALPHA)
+    for case in (one, two):
+        case.stir()
+        case.network.apply_to().eval()
+    change = one.forward() - one.before
+    assert torch.allclose(two.forward() - two.before, 2 * change, atol=1e-4)
+
+
+@pytest.mark.parametrize("algo", [n for n, e in algorithms.catalogue().items() if e.scaled])
+def test_rank_stabilised_scale_survives_the_file(algo: str, tmp_path: Path) -> None:
+    case = Case(algo, "linear", {}, "plain", rank_stabilised=True)
+    assert case.assignment.algorithm.scale() == pytest.approx(ALPHA / DIM**0.5)
+    saved = case.network.file_tensors()["lycoris_0.alpha"].item()
+    assert saved / DIM == pytest.approx(ALPHA / DIM**0.5), "a reader that divides by dim agrees"
+
+
+@pytest.mark.parametrize("algo", list(algorithms.catalogue()))
+def test_unknown_options_are_refused(algo: str) -> None:
+    with pytest.raises(ConfigError, match=f"{algo} has no option factr"):
+        algorithms.read_options(algo, {"factr": 4})
+
+
+@every_case
+def test_norm_cap(algo: str, name: str, options: dict, extras: str) -> None:
+    case = Case(algo, name, options, extras)
+    case.stir()
+    weight = case.module.weight.detach()
+    norm = case.adapter.scaled_delta(weight).norm().item()
+    assert case.network.apply_max_norm_regularization(norm * 2) == pytest.approx((0, norm, norm))
+    capped, mean, most = case.network.apply_max_norm_regularization(norm / 3)
+    assert capped == 1 and mean == most == pytest.approx(norm / 3)
+    assert case.adapter.scaled_delta(weight).norm().item() == pytest.approx(norm / 3, rel=1e-4)
+
+
+def test_dropout_silences_its_share_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(16, 400)
+    for extras in (Extras(dropout=0.4), Extras(rank_dropout=0.4)):
+        entry = algorithms.catalogue()["lora"]
+        layer = Layer("0", "linear", (400, 16))
+        network = LycorisNetwork([Assignment(layer, "k", entry(8, 8.0), extras)],
+                                 {"": nn.Sequential(module)})
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.normal_()
+        x = torch.randn(1, 16)
+        plain = module(x)
+        network.apply_to().eval()
+        whole = module(x) - plain
+        network.train()
+        drawn = torch.stack([module(x) - plain for _ in range(3000)]).detach()
+        assert (drawn.mean(0) - whole).abs().mean() < 0.15 * whole.abs().mean()
+        if extras.dropout:
+            assert (drawn == 0).float().mean().item() == pytest.approx(0.4, abs=0.01)
+        network.restore()
+
+
+def test_module_dropout_sits_out_its_share_and_only_in_training() -> None:
+    torch.manual_seed(0)
+    entry = algorithms.catalogue()["loha"]
+    layer = Layer("0", "linear", (6, 5))
+    root = nn.Sequential(nn.Linear(5, 6))
+    network = LycorisNetwork(
+        [Assignment(layer, "k", entry(2, 2.0), Extras(module_dropout=0.3))], {"": root})
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_()
+    x = torch.randn(2, 5)
+    plain = root(x)
+    network.apply_to().train()
+    out = sum(torch.equal(root(x), plain) for _ in range(2000))
+    assert out / 2000 == pytest.approx(0.3, abs=0.04)
+    network.eval()
+    assert not any(torch.equal(root(x), plain) for _ in range(50))
+
+
+def test_networks_stack_and_come_off_in_any_order() -> None:
+    torch.manual_seed(0)
+    root = nn.Sequential(nn.Linear(8, 8))
+    x = torch.randn(4, 8)
+    plain = root(x)
+    layer = Layer("0", "linear", (8, 8))
+    made = []
+    for algo in ("lora", "loha"):
+        entry = algorithms.catalogue()[algo]
+        network = LycorisNetwork([Assignment(layer, algo, entry(2, 2.0))], {"": root})
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.normal_()
+        made.append(network.eval())
+    alone = []
+    for network in made:
+        network.apply_to()
+        alone.append(root(x) - plain)
+        network.restore()
+    for network in made:
+        network.apply_to()
+    assert torch.allclose(root(x) - plain, alone[0] + alone[1], atol=1e-4)
+    made[0].restore()
+    assert torch.allclose(root(x) - plain, alone[1], atol=1e-4)
+    made[1].restore()
+    assert torch.equal(root(x), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("algo", list(algorithms.catalogue()))
+def test_half_precision_bases(algo: str, dtype: torch.dtype) -> None:
+    case = Case(algo, "linear", {}, "plain")
+    case.stir()
+    case.network.apply_to().eval()
+    exact = case.forward().detach()
+    case.root.to(dtype)
+    assert next(case.network.parameters()).dtype == torch.float32
+    assert torch.allclose(case.root(case.x.to(dtype)).float(), exact, atol=0.15, rtol=0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(case.root(case.x.to(dtype)).float(), exact, atol=0.15, rtol=0.05)
+
+
+def test_the_start_is_each_layers_own() -> None:
+    """Adding a layer to a network does not change how the others begin."""
+    root = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    entry = algorithms.catalogue()["lora"]
+    layers = [Layer(str(i), "linear", (4, 4)) for i in range(2)]
+    both = LycorisNetwork([Assignment(one, f"k{one.name}", entry(2)) for one in layers],
+                          {"": root}, seed=9)
+    last = LycorisNetwork([Assignment(layers[1], "k1", entry(2))], {"": root}, seed=9)
+    assert torch.equal(both.adapters["k1"].p["down"], last.adapters["k1"].p["down"])
+    other = LycorisNetwork([Assignment(layers[1], "k1", entry(2))], {"": root}, seed=8)
+    assert not torch.equal(other.adapters["k1"].p["down"], last.adapters["k1"].p["down"])
+
+
+def test_what_fp16_cannot_hold_is_refused(tmp_path: Path) -> None:
+    case = Case("lora", "linear", {}, "plain", alpha=1e6)
+    with pytest.raises(AdapterError, match=r"lycoris_0\.alpha"):
+        case.network.save_weights(tmp_path / "a.safetensors", torch.float16)
+    case.network.save_weights(tmp_path / "a.safetensors", torch.bfloat16)
+
+
+def test_registry_lists_what_is_there() -> None:
+    assert list(algorithms.catalogue())[:2] == ["lora", "loha"]
+    for name, entry in algorithms.catalogue().items():
+        assert entry.name == name and entry.label and entry.about
+        assert sys.modules[entry.__module__].__doc__, "its formula and its paper"
+
+
+@pytest.mark.parametrize("metadata", [{}, {"b": "ü🙂", "a": "1"}])
+def test_our_header_is_the_packages(metadata: dict[str, str], tmp_path: Path) -> None:
+    """The safetensors package writes the same bytes (it does not keep the metadata's order)."""
+    from safetensors.torch import load_file, save
+
+    tensors = {"b.x": torch.randn(3).half(), "a.y": torch.randn(2, 2), "c": torch.tensor(5),
+               "a.z": torch.arange(5, dtype=torch.uint8), "a.0": torch.randn(2, 2).bfloat16(),
+               "e": torch.empty(0, 3), "f": torch.tensor(True)}
+    path = tensorfile.write(tmp_path / "a.safetensors", tensors, metadata)
+    theirs = save(tensors, metadata or None)
+    if len(metadata) < 2:
+        assert path.read_bytes() == theirs
+    assert path.stat().st_size == len(theirs)
+    assert path.stat().st_size == tensorfile.size(tensorfile.entries_of(tensors), metadata)
+    back, described = tensorfile.read(path, AdapterError)
+    assert described == metadata and all(torch.equal(back[k], tensors[k]) for k in tensors)
+    assert set(load_file(path)) == set(tensors)

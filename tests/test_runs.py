@@ -1,0 +1,146 @@
+"""The run folder is the truth: events, tails, states derived from them and from the process."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lycoris import events, runs
+from lycoris.errors import RunError
+from lycoris.runs import Process, RunFolder
+
+
+def step(number: int) -> events.Step:
+    return events.Step(number, 0.5, 0.25, 0.3, 1e-3, 0.1, 0.2, 1000)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "runs" / "one").create({"config.toml": ""})
+
+
+ALL = [events.Started(1, 2.5, "CPU", 10), events.Resumed(3), events.Stage("x", 1, 2), step(1),
+       events.Sampled(1, 0, "a.png", "a 🙂 b", 5, "base"), events.Saved(1, "x", 10),
+       events.Warned("a", "b"), events.Failed("bug", "m", "f", "train.steps"),
+       events.Finished("done", 5, "x")]
+
+
+@pytest.mark.parametrize("event", ALL, ids=lambda e: type(e).__name__)
+def test_events_round_trip(event: events.Event) -> None:
+    stamp, back = events.parse(events.line(event, 12.5)) or (0, None)
+    assert (stamp, back) == (12.5, event)
+
+
+def test_every_event_class_is_tried() -> None:
+    assert {type(event) for event in ALL} == set(events.KINDS.values())
+
+
+def test_not_a_number_becomes_null() -> None:
+    text = events.line(events.Step(1, 0.5, math.nan, math.inf, 1e-3, 0.1, 0.2, 0))
+    assert '"loss": null' in text and "NaN" not in text
+    _, back = events.parse(text) or (0, None)
+    assert isinstance(back, events.Step) and math.isnan(back.loss)
+
+
+@given(st.text() | st.binary().map(lambda b: b.decode("latin-1")))
+def test_any_line_is_survived(text: str) -> None:
+    events.parse(text)
+
+
+def test_unknown_events_and_fields_are_passed_over() -> None:
+    assert events.parse('{"event": "of the future", "t": 1}') is None
+    assert events.parse('{"event": "resumed", "t": 1, "step": 4, "new": 2}') == (
+        1, events.Resumed(4))
+
+
+def test_tail_returns_whole_lines_only(run: RunFolder) -> None:
+    run.append(events.Resumed(0))
+    pairs, offset = run.tail()
+    assert [event for _, event in pairs] == [events.Resumed(0)]
+    with (run.path / runs.EVENTS).open("ab") as file:
+        line = events.line(step(1)).encode()
+        file.write(line[:20])
+    assert run.tail(offset) == ([], offset)
+    with (run.path / runs.EVENTS).open("ab") as file:
+        file.write(line[20:] + b"\n")
+    pairs, _ = run.tail(offset)
+    assert [event for _, event in pairs] == [step(1)]
+
+
+def test_history_reads_each_event_once_and_resuming_takes_back(run: RunFolder) -> None:
+    for number in (1, 2, 3):
+        run.append(step(number))
+    assert [s.step for s in run.history().steps] == [1, 2, 3]
+    run.append(events.Resumed(2))
+    run.append(step(3))
+    history = run.history()
+    assert [s.step for s in history.steps] == [1, 2, 3] and history.resumes == [2]
+    assert RunFolder(run.path).history().steps == history.steps
+
+
+def test_states(run: RunFolder) -> None:
+    assert run.state() == "new"
+    run.request("start")
+    assert run.state() == "waiting"
+    run.clear(["start"])
+    me = Process.this()
+    run.append(events.Started(me.pid, me.born, "CPU", 5))
+    assert run.state() == "running"
+    run.append(events.Finished("stopped", 3, "x"))
+    assert run.state() == "stopped"
+    run.append(events.Started(me.pid, me.born, "CPU", 5))
+    assert run.state() == "running"
+    run.append(events.Failed("bug", "m"))
+    assert run.state() == "failed"
+    run.request("start")
+    assert run.state() == "waiting"
+
+
+def test_a_dead_process_and_a_reused_pid_are_not_running(run: RunFolder) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    born = psutil.Process(gone.pid).create_time()
+    run.append(events.Started(gone.pid, born, "CPU", 5))
+    assert run.state() == "running"
+    gone.kill()
+    assert run.state() == "crashed", "also while nobody has reaped it"
+    gone.wait()
+    assert run.state() == "crashed"
+    me = Process.this()
+    run.append(events.Started(me.pid, me.born - 1000, "CPU", 5))
+    assert run.state() == "crashed"
+
+
+def test_a_run_is_made_once(run: RunFolder) -> None:
+    with pytest.raises(RunError, match="already a run called one"):
+        RunFolder(run.path).create({"config.toml": ""})
+
+
+def test_requests(run: RunFolder) -> None:
+    assert run.requests() == set()
+    run.request("stop")
+    run.request("save")
+    (run.path / "requests" / "something else").write_text("")
+    assert run.requests() == {"stop", "save"}
+    assert run.requested_at("stop") > 0 and run.requested_at("sample") == 0
+    run.clear(["stop"])
+    assert run.requests() == {"save"}
+
+
+def test_list_runs_newest_first_and_only_runs(tmp_path: Path) -> None:
+    import os
+
+    for age, name in enumerate(("c", "b", "a")):
+        made = RunFolder(tmp_path / name).create({"config.toml": ""})
+        os.utime(made.config_file, (1000 - age, 1000 - age))
+    (tmp_path / "not a run").mkdir()
+    assert [r.name for r in runs.list_runs(tmp_path)] == ["c", "b", "a"]
+    assert runs.list_runs(tmp_path / "nowhere") == []
+    with pytest.raises(RunError, match="not a run folder"):
+        runs.open_run(tmp_path / "not a run")
