@@ -27,7 +27,8 @@ def main() -> int:
         return 2
     from lycogui import server
 
-    return server.serve(options.host, options.port, share=options.share, window=options.window)
+    return server.serve(options.host, options.port, Path(options.settings),
+                        share=options.share, window=options.window)
 
 
 def _options() -> argparse.Namespace:
@@ -40,6 +41,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--window", choices=("auto", "browser", "none"), default="auto",
                         help="auto: a window of its own where a browser can; none: just print the "
                              "address")
+    parser.add_argument("--settings", default=str(Path(__file__).parent / "settings/last.toml"),
+                        help="file that keeps what is set on the page")
     return parser.parse_args()
 
 

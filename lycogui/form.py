@@ -123,9 +123,6 @@ class Form:
         """For `validator=`: the problem on each widget that has one, in the order Gradio asks."""
         found = self.problems(values, extra)
         order = sorted(self.widgets.items(), key=lambda item: item[1]._id)
-        if elsewhere := [text for path, text in found.items()
-                         if path not in {_path(name) for name, _ in order}]:
-            gr.Warning(" ".join(elsewhere))
         return [gr.validate(_path(name) not in found, found.get(_path(name), ""))
                 for name, _ in order]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import html
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -26,14 +27,20 @@ def shown(handler: Handler) -> Handler:
         except gr.Error:
             raise
         except LycorisError as error:
-            raise gr.Error(str(error), title=error.kind.capitalize(),
+            raise gr.Error(html.escape(str(error)), title=error.kind.capitalize(),
                            print_exception=False) from error
         except Exception as error:
             log.exception("unexpected")
-            raise gr.Error(f"{type(error).__name__}: {error}. The terminal shows the details.",
-                           title="This is a bug in lycogui", print_exception=False) from error
+            raise gr.Error(
+                html.escape(f"{type(error).__name__}: {error}. The terminal shows the details."),
+                title="This is a bug in lycogui", print_exception=False) from error
 
     return guarded  # type: ignore[return-value]
+
+
+def tell(text: str) -> None:
+    """A short message at the edge of the page; Gradio would take markup in it for markup."""
+    gr.Info(html.escape(text), title="lycogui")
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def mount(name: str, markup: str, events: tuple[str, ...] = (), **settings: Any)
     `events` are the names it may trigger; each becomes a listener of the component.
     """
     listed = "".join(f" /* '{event}' */" for event in events)
-    return gr.HTML(
-        html_template=markup, apply_default_css=False,
-        js_on_load=f"lyco.start('{name}', {{element, props, trigger, watch}});{listed}",
-        **settings)
+    start = (f"const start = () => window.lyco ? lyco.start('{name}', {{element, props, trigger, "
+             "watch}) : setTimeout(start, 20); start();")  # the script may come after the page
+    return gr.HTML(html_template=markup, apply_default_css=False, js_on_load=start + listed,
+                   **settings)

@@ -6,6 +6,7 @@ because it must be fast, must not wait in a queue, and must survive a reload. Be
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from lycogui.workspace import Workspace
 from lycoris.errors import LycorisError
 
 STATIC = Path(__file__).parent / "static"
+SCRIPTS = ("core", "header", "plan", "gallery", "plot", "monitor", "compare")
 PREFIX = "/lyco"
 Call = Callable[[Workspace, dict[str, Any]], Any]
 
@@ -65,21 +67,25 @@ def make(workspace: Workspace) -> list[Route]:
         return FileResponse(path, media_type="image/png",
                             headers={"cache-control": "max-age=3600"})
 
-    async def static(request: Request) -> Response:
-        path = security.inside(STATIC, request.path_params["name"])
-        return FileResponse(path) if path else Response("There is no such file.", 404)
+    async def script(request: Request) -> Response:
+        return Response(scripts(), media_type="text/javascript",
+                        headers={"cache-control": "max-age=31536000, immutable"})
 
     return [
         Route(f"{PREFIX}/api/{{name}}", call, methods=["POST"]),
         Route(f"{PREFIX}/picture", picture),
         Route(f"{PREFIX}/run/{{run}}/{{path:path}}", painted),
-        Route(f"{PREFIX}/static/{{name}}", static),
+        Route(f"{PREFIX}/script.js", script),
     ]
 
 
+def scripts() -> str:
+    """All our scripts as one: Gradio adds head scripts in no certain order, and these build on
+    each other."""
+    return "\n".join((STATIC / f"{name}.js").read_text("utf-8") for name in SCRIPTS)
+
+
 def head() -> str:
-    """Script tags for the page's head, in the order they build on each other."""
-    order = ("core", "header", "plan", "gallery", "plot", "monitor", "compare")
-    version = {name: int((STATIC / f"{name}.js").stat().st_mtime) for name in order}
-    return "\n".join(f'<script src="{PREFIX}/static/{name}.js?v={version[name]}"></script>'
-                     for name in order)
+    """The script tag for the page's head; the address changes with the script."""
+    version = hashlib.blake2b(scripts().encode(), digest_size=6).hexdigest()
+    return f'<script src="{PREFIX}/script.js?v={version}"></script>'

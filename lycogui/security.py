@@ -6,6 +6,7 @@ local app. This guard stands before it: only our own names as Host, only our own
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -75,4 +76,6 @@ def inside(root: Path, relative: str) -> Path | None:
 
 
 def _name(host: str) -> str:
-    return host.rsplit(":", 1)[0] if not host.startswith("[") else host
+    """The name of a Host header of the form name or name:port; empty for any other form."""
+    found = re.fullmatch(r"([A-Za-z0-9.-]+)(:\d{1,5})?", host)
+    return found[1] if found else ""

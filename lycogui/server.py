@@ -35,27 +35,27 @@ BROWSERS = {
 }
 
 
-def serve(host: str, port: int, *, share: bool, window: str) -> int:
+def serve(host: str, port: int, settings: Path, *, share: bool, window: str) -> int:
     """Build and serve until the process is told to end. Returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.ERROR)
-    from lycogui.workspace import SETTINGS, Workspace
+    from lycogui.workspace import Workspace
 
-    lock = SETTINGS.parent / "app.json"
+    lock = settings.with_name("app.json")
     if other := _running(lock):
         print(f"lycogui is open already at {other}", flush=True)
         open_window(other, window)
         return 0
-    workspace = Workspace()
+    workspace = Workspace(settings)
     from lycogui import ui
 
     blocks = ui.build(workspace)
     chosen = free_port(host, port)
     everywhere = host in ("0.0.0.0", "::")
     names = {*security.LOOPBACK, *(_own_names() if everywhere else [host])}
-    settings = ui.launch_settings(workspace, names)
     _, url, public = blocks.launch(server_name=host, server_port=chosen, share=share,
-                                   prevent_thread_lock=True, **settings)
+                                   prevent_thread_lock=True,
+                                   **ui.launch_settings(workspace, names))
     if everywhere or host == "127.0.0.1":
         url = f"http://127.0.0.1:{chosen}/"
     if public:

@@ -40,7 +40,8 @@ def build(workspace: Workspace) -> gr.Blocks:
         on(blocks.load, lambda: page.form.write(workspace.config),
            outputs=page.form.inputs).then(
             page["refresh"], inputs=page.form.inputs,
-            outputs=page["shown"], show_progress="hidden", api_visibility="private")
+            outputs=page["shown"], show_progress="hidden", api_visibility="private",
+        ).then(None, js="() => { lyco.ready(); }")
     return blocks
 
 

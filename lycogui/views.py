@@ -65,7 +65,8 @@ def gallery(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
         "captioned": sum(bool((p.caption or "").strip()) for p in dataset.pictures),
         "problems": {kind: [p.name for p in pictures] for kind, pictures in problems.items()},
         "items": [{
-            "name": p.name, "caption": p.caption or "", "tokens": count, "size": p.size,
+            "name": p.name, "folder": str(dataset.folder), "caption": p.caption or "",
+            "tokens": count, "size": p.size,
             "problem": p.problem or p.caption_problem, "flags": flags.get(p.name, []),
             "thumb": _picture_url(p, "thumb"), "large": _picture_url(p, "large"),
         } for p, count in zip(dataset.pictures, counts, strict=True)],
@@ -75,11 +76,11 @@ def gallery(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
 def save_caption(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     """Save one caption. `before` is what the page last saw; a caption changed elsewhere meanwhile
     is not overwritten but handed back."""
-    dataset = workspace.dataset(workspace.config)
-    picture = next((p for p in dataset.pictures if p.name == given["name"]), None)
+    home = Path(given["folder"])
+    pictures = workspace.open_folder(home).pictures if workspace.may_show(home) else ()
+    picture = next((p for p in pictures if p.name == given["name"]), None)
     if picture is None:
-        raise DatasetError(f"{given['name']} is no longer in {dataset.folder}.",
-                           "Load the folder again.")
+        raise DatasetError(f"{given['name']} is no longer in {home}.", "Load the folder again.")
     now, _ = captions.read(picture.path)
     text, before = str(given["text"]), str(given["before"])
     if (now or "") != before and (now or "") != text:

@@ -26,14 +26,13 @@ from lycoris.plan import Plan
 from lycoris.runs import RunFolder
 
 T = TypeVar("T")
-SETTINGS = config.ROOT / "settings" / "last.toml"
 COMPARISONS = "comparisons"
 
 
 class Workspace:
     """The app's own state. `settings` is the file the settings on screen are kept in."""
 
-    def __init__(self, settings: Path = SETTINGS):
+    def __init__(self, settings: Path):
         self.settings = settings
         self.config = self._remembered()
         self._lock = threading.RLock()

@@ -63,7 +63,7 @@ class Signals:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # kernels we do not use
     with Terminal(options.json) as terminal, Signals() as signals:
@@ -341,6 +341,17 @@ def _stamp() -> str:
 VERBS: dict[str, Callable[[argparse.Namespace, Terminal, Signals], int]] = {
     "train": train, "sample": sample, "compare": compare, "caption": caption, "dataset": dataset,
     "estimate": estimate, "inspect": inspect, "demo": demo}
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """As argparse does, but settings may stand before, between and after the options."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "settings") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.settings = [*options.settings, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""What the tests share: a base model of a few thousand weights, folders of pictures, run settings."""
+"""What the tests share: a base model of a few thousand weights, pictures, run settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TINY_SD = ROOT / "assets" / "tiny-sd"
 
 
 def make_base(folder: Path, *, cross: int = 16, prediction: str = "epsilon") -> Path:
-    """An SD1-shaped diffusers folder with random weights, of the real classes, loaded in no time."""
+    """An SD1-shaped diffusers folder of the real classes, with few random weights."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 

@@ -223,9 +223,9 @@ def test_kill_at_random_moments_and_resume(small: list[str], tmp_path: Path, alg
             _wait(lambda: run.config_file.is_file(), process)
             time.sleep(draw.uniform(0, 3))
         else:
-            seen = run.history().step
-            _wait(lambda goal=goal, seen=seen: run.history().step >= max(goal, min(seen, steps - 2))
-                  or process.poll() is not None, process)
+            goal = max(goal, min(run.history().step, steps - 2))
+            _wait(lambda p=process, goal=goal: run.history().step >= goal or p.poll() is not None,
+                  process)
             time.sleep(draw.uniform(0, 0.05))
         process.kill()
         process.communicate()

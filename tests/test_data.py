@@ -1,8 +1,7 @@
-"""Folders of pictures, captions, buckets, batches: what is read, and what is said of what cannot be."""
+"""Folders of pictures, captions, buckets, batches, and what is said of what cannot be read."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,7 +55,8 @@ def test_what_cannot_be_trained_is_refused_by_name(tmp_path: Path,
         folder.scan(tmp_path / "1.png")
     (tmp_path / "2.png").write_text("no picture")
     (tmp_path / "3.txt").write_bytes(b"\xff\xff")
-    with pytest.raises(DatasetError, match="2 of 3 files.*2.png: not a picture.*3.txt is not UTF-8"):
+    words = "2 of 3 files.*2.png: not a picture.*3.txt is not UTF-8"
+    with pytest.raises(DatasetError, match=words):
         folder.require_trainable(folder.scan(tmp_path))
 
 
@@ -90,7 +90,7 @@ def test_fit_covers_and_crops_evenly(tmp_path: Path) -> None:
     image = Image.new("RGB", (60, 20), "white")
     image.paste("black", (0, 0, 15, 20))
     pixels = folder.fit(image, (20, 20))
-    assert pixels.shape == (3, 20, 20) and pixels.min() > 0.9, "the sides are cropped, not the middle"
+    assert pixels.shape == (3, 20, 20) and pixels.min() > 0.9, "the sides are cropped"
     assert torch.equal(folder.fit(Image.new("RGB", (8, 8), "black"), (4, 8)),
                        -torch.ones(3, 8, 4))
 
@@ -268,7 +268,7 @@ def test_blip_really_writes_a_caption(tmp_path: Path, make_pictures: Callable) -
     BlipProcessor(BlipImageProcessorPil(size={"height": 32, "width": 32}),
                   BertTokenizer(str(model_folder / "vocab.txt"))).save_pretrained(model_folder)
     make_pictures(tmp_path / "pictures", 1)
-    os.remove(tmp_path / "pictures" / "1.txt")
+    (tmp_path / "pictures" / "1.txt").unlink()
     made = caption.make("blip", {"model": str(model_folder), "max_tokens": "5"})
     edits = caption.run(folder.scan(tmp_path / "pictures"), made, "missing")
     assert len(edits) == 1 and set((edits[0].after or "").split()) <= set(words)

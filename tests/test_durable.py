@@ -1,4 +1,4 @@
-"""Nothing a user made is ever lost: whatever fails in between, the old file or the new one is there."""
+"""Nothing is ever lost: whatever fails in between, the old file or the new one is there."""
 
 from __future__ import annotations
 

@@ -84,7 +84,8 @@ def test_legacy_hash_of_a_large_file() -> None:
 def test_keys_are_kohyas(trained: Callable[[str], tuple[Path, Config]]) -> None:
     path, _ = trained("lora")
     keys = AdapterFile(path).entries
-    for key in ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.lora_up.weight",
+    block = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0"
+    for key in (f"{block}_attn1_to_q.lora_up.weight",
                 "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight",
                 "lora_unet_down_blocks_0_resnets_0_conv1.alpha"):
         assert key in keys
@@ -191,7 +192,8 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("no json", (8).to_bytes(8, "little") + b"notjson!" + b"0" * 9, "no JSON"),
     ("not utf-8", (8).to_bytes(8, "little") + b"\xff" * 8 + b"0" * 9, "no JSON"),
     ("a list", (8).to_bytes(8, "little") + b"[1, 2]  " + b"0" * 9, "does not describe tensors"),
-    ("odd entry", (16).to_bytes(8, "little") + b'{"a.b": "what"} ' + b"0", "does not describe tensors"),
+    ("odd entry", (16).to_bytes(8, "little") + b'{"a.b": "what"} ' + b"0",
+     "does not describe tensors"),
     ("no adapter", b"", ""),
 ]
 

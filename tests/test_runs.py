@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -109,6 +110,8 @@ def test_a_dead_process_and_a_reused_pid_are_not_running(run: RunFolder) -> None
     run.append(events.Started(gone.pid, born, "CPU", 5))
     assert run.state() == "running"
     gone.kill()
+    while psutil.Process(gone.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
     assert run.state() == "crashed", "also while nobody has reaped it"
     gone.wait()
     assert run.state() == "crashed"

@@ -1,4 +1,4 @@
-"""Exact sizes: against real Stable Diffusion modules, against published figures, against the disk."""
+"""Exact sizes: against real Stable Diffusion modules, published figures, and the disk."""
 
 from __future__ import annotations
 

@@ -253,11 +253,12 @@ def test_resuming_is_exact(settings: Settings, algo: str, optimizer: str, stops:
             {"stop"} if stop is not None and s.progress.step >= stop else set()))
         session.network.restore()
         assert ended.reason == ("done" if stop is None else "stopped")
-    assert same(whole / "whole.safetensors", Path(run.output.folder) / "parts" / "parts.safetensors")
+    parts = Path(run.output.folder) / "parts"
+    assert same(whole / "whole.safetensors", parts / "parts.safetensors")
 
 
 def test_resuming_without_the_draws_would_differ(settings: Settings) -> None:
-    """The control: another seed after the stop gives other bytes, so the equality above can fail."""
+    """The control: another seed after the stop gives other bytes, so equality can fail."""
     _, whole, _ = train(settings("output.name=whole"))
     answers = iter([set()] * 4 + [{"stop"}])
     _, parts, _ = train(settings("output.name=parts"), lambda: next(answers, set()))

@@ -1,5 +1,4 @@
 /* The comparison: prompts down, contestants across, seeds inside; then wiping, flipping and subtracting two of them. */
-"use strict";
 lyco.parts.compare = ({element}) => {
   const {h, fill} = lyco;
   const MODES = ["Grid", "Wipe", "Flip", "Difference"];

@@ -1,6 +1,6 @@
 /* What every part of the page shares: making elements, asking the server, saying things. */
 "use strict";
-const lyco = {parts: {}};
+const lyco = window.lyco = {parts: {}};
 
 /* h("button.small", {onclick: f}, "Text", child): an element; strings become text, never markup. */
 lyco.h = (what, props = {}, ...children) => {
@@ -66,7 +66,17 @@ lyco.poll = (element, seconds, look) => {
   return tick;
 };
 
-lyco.online = here => document.documentElement.classList.toggle("lyco-offline", !here);
+lyco.online = here => document.getElementById("header")?.classList.toggle("cut-off", !here);
+
+/* Until the settings of last time stand in the form, nothing may be typed that they would overwrite. */
+lyco.loading = () => {
+  document.querySelector(".tabs")?.setAttribute("inert", "");
+  setTimeout(lyco.ready, 15000);
+};
+lyco.ready = () => {
+  document.querySelector(".tabs")?.removeAttribute("inert");
+  document.body.dataset.ready = "yes";
+};
 
 lyco.start = (name, context) => {
   context.element.classList.add("lyco");

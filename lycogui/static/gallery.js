@@ -1,5 +1,4 @@
 /* The dataset: thumbnails on the left, the chosen picture and its caption on the right. */
-"use strict";
 lyco.dataset = {items: [], shown: [], chosen: -1, version: "", filter: "", only: "", listeners: []};
 lyco.dataset.changed = () => lyco.dataset.listeners.forEach(listener => listener());
 lyco.dataset.load = async () => {
@@ -113,17 +112,17 @@ lyco.parts.editor = ({element}) => {
     clearTimeout(timer);
     const item = shown, wanted = text.value;
     if (!item || wanted === item.caption) return saving;
-    const before = item.caption;
+    const before = item.caption, folder = item.folder;
     item.caption = wanted;
     return saving = saving.then(async () => {
       try {
-        const answer = await lyco.api("save_caption", {name: item.name, text: wanted, before});
+        const answer = await lyco.api("save_caption", {folder, name: item.name, text: wanted, before});
         if (answer.conflict !== undefined) {
           item.caption = answer.conflict;
           if (shown === item) say(`This caption was changed elsewhere to “${answer.conflict}”. Yours is kept in the field; edit it to save it.`, "warn");
           return;
         }
-        past.push({name: item.name, before, after: wanted});
+        past.push({folder, name: item.name, before});
         item.tokens = answer.tokens;
         if (shown === item) say(`${tokens(answer.tokens)}. Saved.`, answer.tokens > data.limit ? "warn" : "");
         lyco.dataset.load();
@@ -140,7 +139,8 @@ lyco.parts.editor = ({element}) => {
     box.hidden = !item; empty.hidden = !!item;
     undo.disabled = !past.length;
     if (!item) { shown = null; return; }
-    const same = shown && shown.name === item.name;
+    const same = shown && shown.name === item.name && shown.folder === item.folder;
+    if (shown && !same) save();  // whatever made another picture appear, the words typed are kept
     if (same && document.activeElement === text && text.value !== item.caption) { shown = item; return; }
     shown = item;
     if (image.src !== new URL(item.large, location).href) image.src = item.large;
@@ -159,8 +159,8 @@ lyco.parts.editor = ({element}) => {
     await save();
     const last = past.pop();
     if (!last) return;
-    const index = data.items.findIndex(item => item.name === last.name);
-    if (index < 0) return;
+    const index = data.items.findIndex(item => item.name === last.name && item.folder === last.folder);
+    if (index < 0) return lyco.toast(`${last.name} is not in this folder any more.`);
     lyco.dataset.pick(index);
     text.value = last.before;
     await save();

@@ -1,8 +1,8 @@
 /* The header: base model, device with its memory, what runs now. Each is a button. */
-"use strict";
 lyco.parts.header = ({element, trigger}) => {
   const {h, fill} = lyco;
-  const bar = element.querySelector("#header") || element;
+  const bar = element.querySelector("#header");
+  if (!document.body.dataset.ready) lyco.loading();
   const base = h("button.chip", {title: "Choose the base model", onclick: () => trigger("base")});
   const device = h("button.chip", {onclick: () => details.toggleAttribute("hidden")});
   const job = h("button.chip", {title: "Go to the run", onclick: () => lyco.tab("Train")});

@@ -1,6 +1,5 @@
 /* The run on screen: its line, curve, buttons and samples; the queue and the earlier runs. Everything is read from
    the run folders, so a reload or a second window shows the same. */
-"use strict";
 lyco.parts.monitor = ({element, trigger}) => {
   const {h, fill} = lyco;
   const WORDS = {new: "not started", waiting: "waiting", starting: "starting", running: "running", done: "finished", stopped: "stopped", failed: "failed", crashed: "ended unexpectedly"};

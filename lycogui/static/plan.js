@@ -1,5 +1,4 @@
 /* The plan: four figures, the notes, and every algorithm on the same layers. */
-"use strict";
 lyco.parts.plan = ({element, props, trigger, watch}) => {
   const {h, fill} = lyco;
   const root = element.querySelector(".plan-root");

@@ -1,5 +1,4 @@
 /* The loss curve: an own canvas, because a picture of five thousand points must cost nothing. */
-"use strict";
 lyco.Plot = class {
   constructor(canvas, tip) {
     Object.assign(this, {canvas, tip, series: [], log: false, hover: null});

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from lycogui import dialogs
-from lycogui.guard import shown
+from lycogui.guard import shown, tell
 from lycogui.page import Page, on
 from lycoris import config, knobs
 from lycoris.config import LEAVES
@@ -54,7 +54,7 @@ def connect(page: Page) -> None:
             family = workspace.family(run)
             settings = {"dataset.resolution": family.resolution,
                         "dataset.bucket_step": family.side_multiple}
-        gr.Info(f"{len(settings)} settings taken from {config.find(run.model.base).name}.")
+        tell(f"{len(settings)} settings taken from {config.find(run.model.base).name}.")
         return form.write(knobs.replace(run, {
             path: knobs.coerce(LEAVES[path], value) for path, value in settings.items()}))
 

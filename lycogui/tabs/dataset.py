@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from lycogui import dialogs
-from lycogui.guard import shown
+from lycogui.guard import shown, tell
 from lycogui.page import Page, mount, on
 from lycoris import captioners, config
 from lycoris.data import captions
@@ -71,7 +71,7 @@ def connect(page: Page) -> None:
     def apply(trigger: str, find: str, replace: str) -> tuple[list[Edit], str]:
         edits = planned(trigger, find, replace)
         captions.apply(edits)
-        gr.Info(f"{len(edits)} captions changed.")
+        tell(f"{len(edits)} captions changed.")
         return edits, preview(trigger, find, replace)
 
     @shown
@@ -79,7 +79,7 @@ def connect(page: Page) -> None:
         if not edits:
             raise LycorisError("There is no change to undo.")
         captions.apply(captions.reverted(edits))
-        gr.Info(f"{len(edits)} captions are as they were.")
+        tell(f"{len(edits)} captions are as they were.")
         return []
 
     @shown
@@ -89,7 +89,7 @@ def connect(page: Page) -> None:
                  for path, before in workspace.dataset(workspace.config).captions()
                  if not (before or "").strip()]
         captions.apply(edits)
-        gr.Info(f"{len(edits)} captions written.")
+        tell(f"{len(edits)} captions written.")
         return edits
 
     @shown

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
-from lycogui.guard import shown
+from lycogui.guard import shown, tell
 from lycogui.page import Page, mount, on
 from lycogui.workspace import Workspace
 from lycoris import config, plan
@@ -27,6 +28,7 @@ def build(page: Page) -> None:
             form.place("train")
             page["train"] = gr.Button("Train", variant="primary", size="lg", elem_id="train")
             page["pair"] = gr.Button("Train an A/B pair", size="md", elem_id="train-pair")
+            page["train note"] = gr.HTML(apply_default_css=False, elem_id="train-note")
             gr.HTML("<p class='note'>The pair: LoRA and a LoHa of the same size, one after the "
                     "other, on the same pictures, captions and noise.</p>",
                     apply_default_css=False)
@@ -41,26 +43,42 @@ def build(page: Page) -> None:
 def connect(page: Page) -> None:
     form, workspace = page.form, page.workspace
 
-    def taken(values: dict[Any, Any]) -> list[Any]:
-        """The form's problems, and a typed name that exists already."""
-        return form.validate(values, extra=lambda run: _name_taken(run))
+    def marked(values: dict[Any, Any]) -> list[Any]:
+        return form.validate(values, _name_taken)
+
+    def note(values: dict[Any, Any]) -> str:
+        return problems_card(form.problems(values, _name_taken))
+
+    def note_of_pair(values: dict[Any, Any]) -> str:
+        return problems_card(form.problems(values))
 
     @shown
     def train(values: dict[Any, Any]) -> None:
         run = form.read(values)
         workspace.remember(run)
         name = enqueue(workspace, plan.with_free_name(run) if not run.output.name else run)
-        gr.Info(f"{name} is in the queue.")
+        tell(f"{name} is in the queue.")
 
     @shown
     def pair(values: dict[Any, Any]) -> None:
         run = form.read(values)
         workspace.remember(run)
         names = enqueue_pair(workspace, run)
-        gr.Info(f"{names[0]} and {names[1]} are in the queue.")
+        tell(f"{names[0]} and {names[1]} are in the queue.")
 
-    on(page["train"].click, train, inputs=form.inputs, validator=taken).then(None, js=LOOK)
-    on(page["pair"].click, pair, inputs=form.inputs, validator=form.validate).then(None, js=LOOK)
+    on(page["train"].click, note, inputs=form.inputs, outputs=page["train note"])
+    on(page["train"].click, train, inputs=form.inputs, validator=marked).then(None, js=LOOK)
+    on(page["pair"].click, note_of_pair, inputs=form.inputs, outputs=page["train note"])
+    on(page["pair"].click, pair, inputs=form.inputs,
+       validator=form.validate).then(None, js=LOOK)
+
+
+def problems_card(found: dict[str, str]) -> str:
+    """What keeps the run from starting, beside the button: its field may be on another tab."""
+    if not found:
+        return ""
+    listed = "".join(f"<p>{html.escape(text)}</p>" for text in found.values())
+    return f"<div class='card warn' role='alert'><b>It cannot start like this</b>{listed}</div>"
 
 
 def enqueue(workspace: Workspace, run: Config, **notes: Any) -> str:

@@ -1,0 +1,421 @@
+"""The app in a real browser, on the embedded model: the story of a newcomer, and what may go
+wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+CHROMIUM = next((path for path in ("/usr/bin/chromium", "/usr/bin/google-chrome",
+                                   "/usr/bin/chromium-browser") if Path(path).exists()), None)
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium is installed here")]
+STEPS = 24
+
+
+class App:
+    """app.py in its own process, in a folder of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.start()
+
+    def start(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.log = (self.folder / "app.log").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "app.py"), "--port", str(port), "--window", "none",
+             "--settings", str(self.folder / "settings.toml")], cwd=self.folder, stdout=self.log,
+            stderr=self.log, env={**os.environ, "OMP_NUM_THREADS": "2"})
+        self.url = f"http://127.0.0.1:{port}/"
+        until = time.monotonic() + 120
+        while True:
+            try:
+                self.api("status")
+                return
+            except OSError:
+                assert self.process.poll() is None, (self.folder / "app.log").read_text()
+                assert time.monotonic() < until
+                time.sleep(0.2)
+
+    def api(self, name: str, **given: Any) -> Any:
+        request = urllib.request.Request(f"{self.url}lyco/api/{name}", json.dumps(given).encode(),
+                                         {"x-lycogui": "1"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def run(self, name: str) -> dict[str, Any]:
+        return next((r for r in self.api("all_runs")["runs"] if r["name"] == name), {})
+
+    def wait(self, ready: Callable[[], object], seconds: float = 400) -> None:
+        until = time.monotonic() + seconds
+        while not ready():
+            assert time.monotonic() < until, "it took too long"
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        """The app is gone at once; its runs are not."""
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(30)
+        for process in psutil.process_iter(["cmdline", "cwd"]):
+            if process.info["cwd"] == str(self.folder):
+                process.kill()
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    folder = tmp_path_factory.mktemp("app")
+    shutil.copytree(ROOT / "assets" / "datasets" / "zorb", folder / "zorb")
+    made = App(folder)
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=[
+            "--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(app: App, browser: Any) -> Iterator[Any]:
+    """A fresh page that fails its test on script errors and on requests to anywhere else."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(60_000)
+    opened = context.new_page()
+    wrong: list[str] = []
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("console", lambda message: message.type == "error" and wrong.append(message.text))
+    opened.on("request", lambda request: wrong.append(request.url) if not request.url.startswith(
+        ("http://127.0.0.1:", "data:", "blob:")) else None)
+    visit(app, opened)
+    yield opened
+    context.close()
+    gone = ("net::ERR_", "network error", "Connection", "status of 422")  # the app was ended
+    wrong = [text for text in wrong if not any(word in text for word in gone)]
+    assert not wrong, wrong
+
+
+def visit(app: App, page: Any) -> None:
+    page.goto(app.url)
+    page.wait_for_selector("body[data-ready]")
+    page.wait_for_function("document.querySelector('.thumbs, .gallery-root .note .bad') !== null")
+
+
+def tab(page: Any, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).first.click()
+
+
+def fill(page: Any, path: str, value: str) -> None:
+    """Write into a setting's field as a person does, and leave it."""
+    field = page.locator(f"[id='{path}'] input, [id='{path}'] textarea").first
+    field.fill(value)
+    field.press("Tab")
+
+
+def settled(app: App, path: str, value: str) -> None:
+    """Until the app has remembered a setting."""
+    app.wait(lambda: f"{path} = {value}" in (app.folder / "settings.toml").read_text("utf-8"), 60)
+
+
+def test_first_start_is_ready_to_train(app: App, page: Any) -> None:
+    assert "tiny-sd" in page.locator("#header").inner_text()
+    assert "Nothing running" in page.locator("#header").inner_text()
+    assert "16 pictures, 16 with captions. No problems." in page.locator(".facts").inner_text()
+    tab(page, "Algorithm")
+    page.wait_for_selector(".plan .v")
+    assert "parameters in 101 layers" in page.locator(".plan").inner_text()
+
+
+def test_the_size_follows_the_settings(app: App, page: Any) -> None:
+    tab(page, "Algorithm")
+    page.wait_for_selector(".plan .v")
+    before = page.locator(".plan .v").first.inner_text()
+    page.get_by_label("LoHa").check()
+    page.wait_for_function("text => document.querySelector('.plan .v').innerText !== text",
+                           arg=before)
+    assert "Learns more gently" in page.content()
+    loha = page.locator(".plan .v").first.inner_text()
+    page.get_by_role("button", name="make equal").click()  # back to LoRA, at LoHa's size
+    page.wait_for_function("""loha => document.querySelector('.plan .v').innerText === loha &&
+        document.querySelector('table.algos tr.on td').innerText === 'LoRA'""", arg=loha)
+    assert page.locator("[id='network.dim'] input[type=number]").input_value() == "16"
+    fill(page, "network.dim", "8")
+    page.wait_for_function("t => document.querySelector('.plan .v').innerText === t", arg=before)
+
+
+def test_a_wrong_setting_is_marked_and_explained(app: App, page: Any) -> None:
+    tab(page, "Train")
+    fill(page, "train.steps", "0")
+    page.locator("#train").click()
+    page.get_by_text("train.steps is 0; the least is 1").first.wait_for()
+    assert app.api("all_runs")["runs"] == []
+    fill(page, "train.steps", str(STEPS))
+    fill(page, "sample.every", "12")
+    fill(page, "train.checkpoint_every", "8")
+    settled(app, "steps", str(STEPS))
+
+
+def test_captions_are_saved_as_they_are_written(app: App, page: Any) -> None:
+    folder = page.locator("[id='dataset.folder'] textarea, [id='dataset.folder'] input").first
+    folder.fill(str(app.folder / "zorb"))
+    folder.press("Tab")
+    page.wait_for_function("f => lyco.dataset.folder === f", arg=str(app.folder / "zorb"))
+    page.locator(".thumbs figure").nth(2).click()
+    page.get_by_text("Caption of zorb_03.png").wait_for()
+    field = page.locator("#caption-text")
+    field.fill("a zorb, seen by a tester")
+    field.press("Control+Enter")
+    page.get_by_text("Caption of zorb_04.png").wait_for()
+    file = app.folder / "zorb" / "zorb_03.txt"
+    app.wait(lambda: file.read_text() == "a zorb, seen by a tester\n", 60)
+    page.get_by_role("button", name="Undo", exact=True).click()
+    app.wait(lambda: "tester" not in file.read_text(), 60)
+    page.get_by_text("Caption of zorb_03.png").wait_for()
+    page.locator(".scroll").focus()
+    page.keyboard.press("ArrowRight")
+    page.get_by_text("Caption of zorb_04.png").wait_for()
+
+
+def test_all_captions_at_once_with_a_preview(app: App, page: Any) -> None:
+    before = {f.name: f.read_text() for f in (app.folder / "zorb").glob("*.txt")}
+    page.wait_for_function("f => lyco.dataset.folder === f", arg=str(app.folder / "zorb"))
+    page.get_by_text("All captions").click()
+    page.locator("#bulk-trigger textarea, #bulk-trigger input").first.fill("creature")
+    page.get_by_text("16 captions would change").wait_for()
+    assert {f.name: f.read_text() for f in (app.folder / "zorb").glob("*.txt")} == before
+    page.get_by_role("button", name="Change captions").click()
+    first = app.folder / "zorb" / "zorb_01.txt"
+    app.wait(lambda: first.read_text().startswith("creature, "), 60)
+    page.get_by_role("button", name="Undo the last change").click()
+    app.wait(lambda: {f.name: f.read_text() for f in (app.folder / "zorb").glob("*.txt")} == before,
+             60)
+
+
+def test_problems_of_a_folder_are_links(app: App, page: Any) -> None:
+    bad = app.folder / "zorb" / "broken <b>.png"
+    bad.write_text("not a picture")
+    try:
+        link = page.get_by_role("button", name="1 unreadable")
+        link.wait_for(timeout=60_000)
+        link.click()
+        page.wait_for_function("document.querySelectorAll('.thumbs figure').length === 1")
+        assert "not a picture" in page.locator(".thumbs").inner_text()
+        tab(page, "Train")
+        page.locator("#train").click()
+        page.locator("#train-note").get_by_text("broken <b>.png: not a picture").wait_for()
+        page.locator(".validation-error", has_text="broken <b>.png").wait_for(state="attached")
+    finally:
+        bad.unlink()
+
+
+def test_an_empty_folder_says_what_to_do(app: App, page: Any) -> None:
+    (app.folder / "empty").mkdir(exist_ok=True)
+    fill(page, "dataset.folder", str(app.folder / "empty"))
+    page.get_by_text("No pictures here yet").wait_for()
+    fill(page, "dataset.folder", str(app.folder / "nowhere"))
+    page.get_by_text("There is no folder").first.wait_for()
+    fill(page, "dataset.folder", str(app.folder / "zorb"))
+    page.get_by_text("16 pictures").wait_for()
+
+
+def test_another_base_model(app: App, page: Any, small_base: Path) -> None:
+    page.locator("#header .chip").first.click()
+    page.locator("#base-panel").wait_for()
+    fill(page, "model.base", str(app.folder))
+    page.get_by_text("This base cannot be used").wait_for()
+    page.wait_for_function("document.querySelector('#header .chip.bad') !== null")
+    fill(page, "model.base", str(small_base))
+    page.get_by_text("Made for 16 px").wait_for()
+    page.get_by_role("button", name="Use the embedded model").click()
+    page.get_by_text("Made for 64 px").wait_for()
+    page.get_by_role("button", name="Close", exact=True).click()
+    page.locator("#base-panel").wait_for(state="hidden")
+    settled(app, "base", '"assets/tiny-sd"')
+
+
+def test_a_pair_is_trained_watched_and_compared(app: App, page: Any) -> None:
+    """One click; the tab is closed meanwhile; a new one shows the same and compares the two."""
+    tab(page, "Train")
+    page.locator("#train-pair").click()
+    page.locator(".run span", has_text=f"of {STEPS}").first.wait_for(timeout=90_000)
+    app.wait(lambda: app.run("zorb-lora").get("step", 0) >= 2)
+    context = page.context
+    context.set_default_timeout(60_000)
+    page.close()
+    app.wait(lambda: app.run("zorb-loha").get("state") == "done")
+    page = context.new_page()
+    visit(app, page)
+    tab(page, "Train")
+    page.get_by_text("zorb-loha").first.wait_for()
+    page.wait_for_function("document.querySelectorAll('.strip img').length === 9")
+    page.wait_for_function("[...document.querySelectorAll('.strip img')].every(i => i.complete)")
+    drawn = page.evaluate("""() => { const c = document.querySelector('canvas.loss');
+        const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+        const seen = new Set(); for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 200) seen.add(
+            [d[i] >> 4, d[i + 1] >> 4, d[i + 2] >> 4].join()); return [...seen]; }""")
+    assert "2,6,14" in drawn and "13,4,0" in drawn, "a blue curve and an orange one"
+    page.locator("#monitor").get_by_role("button", name="Compare", exact=True).click()
+    page.locator("#paint").wait_for()
+    chosen = page.locator("#contestants").inner_text()
+    assert "zorb-lora" in chosen and "zorb-loha" in chosen and "base" in chosen
+    fill(page, "sample.steps", "4")
+    settled(app, "steps", "4")
+    page.locator("#paint").click()
+    page.wait_for_function("document.querySelectorAll('.empty-cell').length > 0")
+    page.get_by_role("link", name="Save grid").wait_for(timeout=90_000)
+    assert page.locator(".ab .cell img").count() == 3 * 3 * 2
+    with page.expect_download() as caught:
+        page.get_by_role("link", name="Save grid").click()
+    grid = Image.open(caught.value.path())
+    recipe = json.loads(grid.text["lycogui"])
+    assert [c["name"] for c in recipe["contestants"]] == ["base", "zorb-lora", "zorb-loha"]
+    for mode, mark in (("Wipe", "input.wipe"), ("Flip", "text=show B"), ("Difference", "canvas")):
+        page.get_by_role("tab", name=mode).click()
+        page.locator("#comparison").locator(mark).first.wait_for()
+    page.get_by_text("mean difference").first.wait_for()
+    page.get_by_role("tab", name="Grid").click()
+    page.locator(".ab .cell").first.click()
+    page.locator(".lightbox img").wait_for()
+    page.keyboard.press("ArrowRight")
+    page.locator(".lightbox").get_by_text("zorb-lora").first.wait_for()
+    page.keyboard.press("Escape")
+    page.locator(".lightbox").wait_for(state="detached")
+
+
+def test_stop_resume_and_a_restart_of_the_app(app: App, page: Any) -> None:
+    tab(page, "Train")
+    fill(page, "train.steps", "3000")
+    settled(app, "steps", "3000")
+    fill(page, "output.name", "long one")
+    settled(app, "name", '"long one"')
+    page.locator("#train").click()
+    app.wait(lambda: app.run("long one").get("step", 0) >= 3)
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    tab(page, "Train")
+    page.locator(".run b", has_text="long one").wait_for()
+    page.get_by_role("button", name="Stop and save").click()
+    app.wait(lambda: app.run("long one").get("state") == "stopped")
+    page.get_by_role("button", name="Resume").wait_for()
+    step = app.run("long one")["step"]
+    page.get_by_role("button", name="Resume").click()
+    app.wait(lambda: app.run("long one").get("step", 0) > step)
+    app.kill()
+    page.get_by_text("lycogui does not answer").wait_for(timeout=60_000)
+    app.start()
+    assert app.run("long one")["state"] == "running", "training went on without the page"
+    visit(app, page)
+    tab(page, "Train")
+    page.locator(".run b", has_text="long one").wait_for()
+    page.get_by_role("button", name="Stop and save").click()
+    app.wait(lambda: app.run("long one").get("state") == "stopped")
+    page.locator("#train").click()
+    page.get_by_text("there is already a run called long one").first.wait_for()
+    fill(page, "output.name", "")
+    settled(app, "name", '""')
+
+
+def test_a_hostile_page_gets_nothing(app: App, browser: Any, tmp_path: Path) -> None:
+    """A page of another origin: no call, no picture, no upload, no frame."""
+    import http.server
+    import threading
+
+    port = int(app.url.rstrip("/").rsplit(":", 1)[1])
+    page_file = tmp_path / "evil.html"
+    page_file.write_text(f"""<iframe src="{app.url}"></iframe><img id="p"
+      src="{app.url}lyco/script.js"><script>window.got = [];
+      const targets = ["lyco/api/status", "gradio_api/upload", "gradio_api/component_server"];
+      Promise.allSettled(targets.map(t => fetch("http://localhost:{port}/" + t, {{method: "POST",
+        mode: "no-cors", headers: {{"content-type": "text/plain"}}, body: "{{}}"}}))
+      ).then(() => window.done = true);</script>""")
+    seen: list[tuple[str, int]] = []
+    handler = type("Handler", (http.server.SimpleHTTPRequestHandler,), {
+        "log_message": lambda *_: None, "directory": str(tmp_path),
+        "__init__": lambda self, *a, **k: http.server.SimpleHTTPRequestHandler.__init__(
+            self, *a, directory=str(tmp_path), **k)})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    context = browser.new_context()
+    evil = context.new_page()
+    evil.on("response", lambda r: seen.append((r.url, r.status)) if f":{port}/" in r.url else None)
+    evil.goto(f"http://127.0.0.1:{server.server_port}/evil.html")
+    evil.wait_for_function("window.done === true")
+    evil.wait_for_timeout(500)
+    context.close()
+    server.shutdown()
+    assert seen and all(status == 403 for _, status in seen), seen
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (1920, False)])
+def test_nothing_overflows_and_text_can_be_read(app: App, browser: Any, width: int,
+                                                dark: bool) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 800},
+                                  color_scheme="dark" if dark else "light")
+    page = context.new_page()
+    visit(app, page)
+    for name in ("Dataset", "Algorithm", "Train", "Compare"):
+        tab(page, name)
+        page.wait_for_timeout(500)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width, f"{name} is {wide} px wide"
+        assert page.evaluate(CONTRAST) == [], name
+    context.close()
+
+
+# Every visible text of ours against what is behind it: at least 4.5 to 1 (WCAG 2.1, 1.4.3).
+CONTRAST = """() => {
+  const parse = c => c.match(/[\\d.]+/g).map(Number);
+  const linear = v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
+  const solid = c => c.length < 4 || c[3] === 1;
+  const behind = e => {
+    const layers = [];
+    for (; e; e = e.parentElement) {
+      layers.push(parse(getComputedStyle(e).backgroundColor));
+      if (solid(layers.at(-1))) break;
+    }
+    let under = solid(layers.at(-1)) ? layers.pop() : [255, 255, 255];
+    for (const c of layers.reverse())
+      under = [0, 1, 2].map(i => c[i] * c[3] + under[i] * (1 - c[3]));
+    return under;
+  };
+  const bad = [];
+  for (const e of document.querySelectorAll('.lyco *, .pane label span, .pane button')) {
+    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    const style = getComputedStyle(e);
+    if (!own || !e.getBoundingClientRect().width || e.disabled) continue;
+    if (style.visibility === 'hidden' || style.clip === 'rect(0px, 0px, 0px, 0px)') continue;
+    const a = light(parse(style.color)), b = light(behind(e));
+    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    if (ratio < 4.45)
+      bad.push(`${e.textContent.trim().slice(0, 30)} ${ratio.toFixed(2)} ${style.color}`);
+  }
+  return bad;
+}"""

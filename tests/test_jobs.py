@@ -1,0 +1,156 @@
+"""The queue and its children, with real engine processes on a small base."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lycogui import jobs as jobs_module
+from lycogui.jobs import Jobs
+from lycogui.tabs import compare, train
+from lycogui.workspace import Workspace
+from lycoris import runs
+from lycoris.config import Config
+from lycoris.errors import RunError
+from lycoris.runs import RunFolder
+
+
+@pytest.fixture
+def workspace(settings: Callable[..., Config], tmp_path: Path) -> Iterator[Workspace]:
+    made = Workspace(tmp_path / "settings" / "last.toml")
+    made.remember(settings())
+    yield made
+    for run in made.jobs.runs():
+        made.jobs.withdraw(run)
+    made.jobs.close()
+    for child in psutil.Process().children():
+        child.kill()
+
+
+def wait(ready: Callable[[], object], seconds: float = 90) -> None:
+    until = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < until, "it took too long"
+        time.sleep(0.05)
+
+
+def test_a_pair_runs_one_after_the_other_and_is_compared(workspace: Workspace,
+                                                         settings: Callable[..., Config]) -> None:
+    """Start, queue, finish, then paint: what the two buttons do."""
+    names = train.enqueue_pair(workspace, settings("network.dim=4", "output.name=x"))
+    assert names == ("x-lora", "x-loha")
+    by_name = {run.name: run for run in workspace.jobs.runs()}
+    one, two = by_name["x-lora"], by_name["x-loha"]
+    wait(lambda: workspace.jobs.state(one) in ("starting", "running", "done"))
+    assert workspace.jobs.state(two) == "waiting"
+    wait(lambda: one.state() == "done")
+    wait(lambda: two.state() == "done")
+    assert one.history().last_at <= two.history().started_at
+    sizes = [run.adapter_file.stat().st_size for run in (one, two)]
+    assert abs(sizes[0] - sizes[1]) < 0.1 * sizes[0], "equal size"
+
+    name = compare.start(workspace, workspace.config, ("a ball",), ["base", *names])
+    painted = workspace.comparison(name)
+    assert painted is not None
+    wait(lambda: painted.history().finished)
+    assert (painted.path / "grid.png").is_file() and len(painted.history().samples) == 3
+
+
+def test_stop_saves_and_resume_goes_on(workspace: Workspace,
+                                       settings: Callable[..., Config]) -> None:
+    train.enqueue(workspace, settings("train.steps=100000", "train.checkpoint_every=0"))
+    run = workspace.jobs.runs()[0]
+    wait(lambda: len(run.history().steps) > 2)
+    with pytest.raises(RunError, match="running already"):
+        workspace.jobs.enqueue(run)
+    workspace.jobs.stop(run)
+    wait(lambda: run.state() == "stopped")
+    step = run.history().step
+    assert run.adapter_file.is_file()
+    wait(lambda: workspace.jobs.active() is None)
+    workspace.jobs.enqueue(run)
+    wait(lambda: run.state() == "running" and run.history().step > step)
+    assert run.history().resumes[-1] == step
+    workspace.jobs.stop(run)
+    wait(lambda: run.state() == "stopped")
+
+
+def test_training_survives_the_app_and_a_new_one_takes_over(
+        workspace: Workspace, settings: Callable[..., Config]) -> None:
+    train.enqueue(workspace, settings("train.steps=100000"))
+    first = workspace.jobs.runs()[0]
+    wait(lambda: first.state() == "running")
+    workspace.jobs.close()  # the app is gone; its child is not
+    train_again = Jobs(lambda: [workspace.runs_folder])
+    try:
+        run = train_again.runs()[0]
+        assert train_again.state(run) == "running" and train_again.active() is run
+        seen = run.history().step
+        wait(lambda: run.history().step > seen)
+        train_again.stop(run)
+        wait(lambda: run.state() == "stopped")
+    finally:
+        train_again.close()
+
+
+def test_a_killed_engine_is_shown_with_its_cause(workspace: Workspace,
+                                                 settings: Callable[..., Config]) -> None:
+    train.enqueue(workspace, settings("train.steps=100000"))
+    run = workspace.jobs.runs()[0]
+    wait(lambda: len(run.history().steps) > 3)
+    assert run.process is not None
+    os.kill(run.process.pid, signal.SIGKILL)
+    wait(lambda: run.state() == "failed", 5)
+    assert "killed by the system" in run.history().failed.message  # type: ignore[union-attr]
+    workspace.jobs.enqueue(run)
+    wait(lambda: run.state() == "running")
+    workspace.jobs.stop(run)
+    wait(lambda: run.state() == "stopped")
+
+
+def test_an_engine_that_does_not_answer_is_terminated_then_killed(
+        workspace: Workspace, settings: Callable[..., Config],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_module, "QUIET", 1.0)
+    train.enqueue(workspace, settings("train.steps=100000"))
+    run = workspace.jobs.runs()[0]
+    wait(lambda: len(run.history().steps) > 3)
+    assert run.process is not None
+    os.kill(run.process.pid, signal.SIGSTOP)  # hangs: neither requests nor SIGTERM are seen
+    workspace.jobs.stop(run)
+    wait(lambda: not run.process.alive, 20)  # type: ignore[union-attr]
+    wait(lambda: run.state() == "failed")
+
+
+def test_a_run_that_cannot_start_says_why(workspace: Workspace, pictures: Path,
+                                          settings: Callable[..., Config]) -> None:
+    """The queue does not stall: the error is in the run's folder, and the next one starts."""
+    workspace.jobs.close()
+    train.enqueue(workspace, settings("output.name=bad", "optimizer.args.betas=7"))
+    again = Jobs(lambda: [workspace.runs_folder])
+    try:
+        run = again.runs()[0]
+        wait(lambda: run.state() == "failed")
+        assert run.history().failed is not None
+        assert again.waiting() == [] and again.active() is None
+    finally:
+        again.close()
+
+
+def test_queue_order_and_withdrawing(workspace: Workspace,
+                                     settings: Callable[..., Config]) -> None:
+    workspace.jobs.close()
+    time.sleep(2 * jobs_module.POLL)
+    for name in ("c", "a", "b"):
+        train.enqueue(workspace, settings(f"output.name={name}"))
+    assert [run.name for run in workspace.jobs.waiting()] == ["c", "a", "b"]
+    workspace.jobs.withdraw(next(r for r in workspace.jobs.runs() if r.name == "a"))
+    assert [run.name for run in workspace.jobs.waiting()] == ["c", "b"]
+    assert RunFolder(workspace.runs_folder / "a").state() == "new"
+    assert len(runs.list_runs(workspace.runs_folder)) == 3

@@ -1,0 +1,292 @@
+"""The page without a browser: the form's two ways, the layout, and what the page asks for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from conftest import ROOT
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lycogui import pictures as page_pictures
+from lycogui import ui, views
+from lycogui.form import Form
+from lycogui.layout import SECTIONS
+from lycogui.tabs import algorithm, compare, dataset
+from lycogui.workspace import Workspace
+from lycoris import algorithms, config, events, knobs, plan
+from lycoris.config import LEAVES, Config
+from lycoris.errors import AdapterError, ConfigError, DatasetError, RunError
+from lycoris.runs import RunFolder
+
+
+@pytest.fixture
+def workspace(settings: Callable[..., Config], tmp_path: Path) -> Iterator[Workspace]:
+    made = Workspace(tmp_path / "settings" / "last.toml")
+    made.remember(settings())
+    yield made
+    made.jobs.close()
+
+
+@pytest.fixture(scope="module")
+def form() -> Form:
+    made = Form(config.load())
+    with gr.Blocks():
+        for section in SECTIONS:
+            made.place(section)
+        made.place_options()
+    return made
+
+
+def shown(form: Form, run: Config) -> dict[Any, Any]:
+    """What the widgets hold after `write`: what a handler would get."""
+    updates = form.write(run)
+    return {w: updates[w]["value"] if w in updates else w.value for w in form.widgets.values()}
+
+
+def test_every_setting_is_placed_exactly_once() -> None:
+    placed = [place.path for section in SECTIONS.values() for place in section]
+    assert len(placed) == len(set(placed))
+    assert set(placed) == set(LEAVES) - {"network.options"}, "options have their own groups"
+
+
+def test_start_values_round_trip(form: Form) -> None:
+    assert form.read({w: w.value for w in form.widgets.values()}) == config.load()
+
+
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(dim=st.integers(1, 5000), conv=st.none() | st.integers(0, 64), dora=st.booleans(),
+       lr=st.floats(1e-9, 100), algo=st.sampled_from(list(algorithms.catalogue())),
+       tucker=st.booleans(), seeds=st.lists(st.integers(0, 2**40), min_size=1, max_size=4),
+       prompts=st.lists(st.text("abc, [\"']é🙂", min_size=1).map(str.strip).filter(
+           lambda s: s and not s.startswith("[")), max_size=4))
+def test_any_config_round_trips_through_the_widgets(
+        form: Form, dim: int, conv: int | None, dora: bool, lr: float, algo: str, tucker: bool,
+        seeds: list[int], prompts: list[str]) -> None:
+    run = knobs.replace(config.load(), {
+        "network.dim": dim, "network.conv_dim": conv, "network.dora_wd": dora, "optimizer.lr": lr,
+        "network.algo": algo, "network.options": {"use_tucker": True} if tucker else {},
+        "sample.seeds": tuple(seeds), "sample.prompts": tuple(prompts),
+        "optimizer.args": {"betas": [0.9, 0.95]}})
+    assert form.read(shown(form, run)) == run
+
+
+def test_a_value_beyond_the_slider_moves_its_end(form: Form) -> None:
+    run = knobs.replace(config.load(), {"network.dim": 900})
+    assert form.write(run)[form.widgets["network.dim"]]["maximum"] == 900
+
+
+def test_problems_land_on_their_widgets(form: Form) -> None:
+    values = shown(form, config.load())
+    values[form.widgets["train.steps"]] = 0
+    values[form.widgets["optimizer.args"]] = "betas = ["
+    values[form.widgets["sample.seeds"]] = "one"
+    answers = form.validate(values)
+    order = [name for name, _ in sorted(form.widgets.items(), key=lambda item: item[1]._id)]
+    bad = {name: a["message"] for name, a in zip(order, answers, strict=True) if not a["is_valid"]}
+    assert set(bad) == {"train.steps", "optimizer.args", "sample.seeds"}
+    assert "least is 1" in bad["train.steps"]
+
+
+def test_what_only_the_plan_can_see_lands_on_widgets_too(form: Form, tmp_path: Path) -> None:
+    values = shown(form, config.load())
+    values[form.widgets["dataset.folder"]] = str(tmp_path)
+    assert "holds no pictures" in form.problems(values)["dataset.folder"]
+    values[form.widgets["model.base"]] = str(tmp_path / "nowhere")
+    assert "no base model" in form.problems(values)["model.base"]
+
+
+def test_the_page_builds(workspace: Workspace) -> None:
+    blocks = ui.build(workspace)
+    assert len(blocks.fns) > 15
+    public = [fn.api_name for fn in blocks.fns.values()
+              if fn.api_visibility == "public" and fn.fn is not None]
+    assert not public, "no public API by accident"
+
+
+def test_settings_survive_a_restart(workspace: Workspace, settings: Callable[..., Config]) -> None:
+    run = settings("network.dim=5", "output.name=")
+    workspace.remember(run)
+    again = Workspace(workspace.settings)
+    assert again.config == run
+    again.jobs.close()
+
+
+def test_unusable_settings_are_set_aside(tmp_path: Path) -> None:
+    file = tmp_path / "last.toml"
+    file.write_text("[network]\ndimension = 3\n")
+    made = Workspace(file)
+    made.jobs.close()
+    assert made.config == config.load()
+    assert (tmp_path / "last.unusable.toml").read_text() == "[network]\ndimension = 3\n"
+
+
+def test_status_names_base_and_device(workspace: Workspace) -> None:
+    found = views.status(workspace, {})
+    assert found["base"] == {"name": "small", "label": "Stable Diffusion 1.x", "problem": ""}
+    assert found["device"]["total"] > 0 and found["job"] is None and found["waiting"] == 0
+    workspace.config = knobs.replace(workspace.config, {"model.base": "/nowhere"})
+    assert "no base model" in views.status(workspace, {})["base"]["problem"]
+
+
+def test_gallery_lists_pictures_and_problems(workspace: Workspace, pictures: Path) -> None:
+    (pictures / "2.txt").unlink()
+    (pictures / "3.png").write_text("no picture")
+    found = views.gallery(workspace, {})
+    assert [item["name"] for item in found["items"]] == [f"{n}.png" for n in range(1, 6)]
+    assert found["problems"] == {"unreadable": ["3.png"], "no caption": ["2.png"]}
+    assert found["items"][1]["flags"] == ["no caption"] and found["items"][0]["tokens"] > 3
+    assert "items" not in views.gallery(workspace, {"version": found["version"]})
+    (pictures / "2.txt").write_text("now")
+    again = views.gallery(workspace, {"version": found["version"]})
+    assert again["problems"] == {"unreadable": ["3.png"]}
+
+
+def test_captions_longer_than_the_text_encoder_reads(workspace: Workspace, pictures: Path) -> None:
+    (pictures / "1.txt").write_text("ball " * 200)
+    found = views.gallery(workspace, {})
+    assert found["problems"][f"longer than {found['limit']} tokens"] == ["1.png"]
+
+
+def test_saving_a_caption(workspace: Workspace, pictures: Path) -> None:
+    views.gallery(workspace, {})
+    given = {"folder": str(pictures), "name": "1.png", "text": "a new one",
+             "before": "a ball, number 1"}
+    assert views.save_caption(workspace, given)["saved"]
+    assert (pictures / "1.txt").read_text() == "a new one\n"
+    assert views.save_caption(workspace, given)["saved"], "saving the same twice is no conflict"
+
+
+def test_a_caption_changed_elsewhere_is_not_overwritten(workspace: Workspace,
+                                                        pictures: Path) -> None:
+    (pictures / "1.txt").write_text("from another program")
+    views.gallery(workspace, {})
+    answer = views.save_caption(workspace, {"folder": str(pictures), "name": "1.png",
+                                            "text": "mine", "before": "a ball, number 1"})
+    assert answer == {"conflict": "from another program"}
+    assert (pictures / "1.txt").read_text() == "from another program"
+
+
+def test_captions_only_of_pictures_in_an_opened_folder(workspace: Workspace, pictures: Path,
+                                                       tmp_path: Path) -> None:
+    (tmp_path / "other.png").write_bytes(b"")
+    views.gallery(workspace, {})
+    for home, name in ((pictures, "../other.png"), (pictures, "/etc/passwd"), (pictures, "9.png"),
+                       (pictures, ""), (tmp_path, "other.png")):
+        with pytest.raises(DatasetError, match="no longer in"):
+            views.save_caption(workspace, {"folder": str(home), "name": name, "text": "x",
+                                           "before": ""})
+    assert not (tmp_path / "other.txt").exists()
+
+
+def _trained(folder: Path, name: str, steps: int, resumes: tuple[int, ...] = ()) -> RunFolder:
+    run = RunFolder(folder / name).create({
+        "config.toml": config.dump(config.load()), "plan.json": json.dumps({"steps": 100})})
+    run.append(events.Started(1, 2.0, "CPU", 100))
+    run.append(events.Resumed(0))
+    for number in range(1, steps + 1):
+        run.append(events.Step(number, 0.1, 1 / number, 1 / number, 1e-3, 0.1, 0.5, 10**9))
+        if number in resumes:
+            run.append(events.Resumed(number - 1))
+    return run
+
+
+def test_following_a_run_by_cursor(workspace: Workspace) -> None:
+    run = _trained(workspace.runs_folder, "a", 5)
+    name = views.run_id(run.path)
+    first = views.follow(workspace, {"run": name})
+    assert [p[0] for p in first["points"]] == [1, 2, 3, 4, 5] and first["state"] == "crashed"
+    assert first["total"] == 100 and first["left"] == pytest.approx(95 * 0.5)
+    cursor = {"run": name, "steps": first["seen"], "resumes": first["resumes"]}
+    assert views.follow(workspace, cursor)["points"] == []
+    run.append(events.Step(6, 0.1, 0.5, 0.5, 1e-3, 0.1, 0.5, 1))
+    assert [p[0] for p in views.follow(workspace, cursor)["points"]] == [6]
+    run.append(events.Resumed(3))
+    again = views.follow(workspace, cursor)
+    assert again["reset"] and [p[0] for p in again["points"]] == [1, 2, 3]
+    with pytest.raises(RunError, match="no longer there"):
+        views.follow(workspace, {"run": "nothing"})
+
+
+def test_long_histories_are_thinned_but_keep_their_extremes() -> None:
+    steps = [events.Step(n, 0, float(n % 97), 0.0, 0, 0, 0, 0) for n in range(1, 20_001)]
+    steps[7777] = events.Step(7778, 0, 500.0, 0.0, 0, 0, 0, 0)
+    found = views.thinned(steps, 3000)
+    assert len(found) <= 3003 and found[-1].step == 20_000
+    assert max(s.loss for s in found) == 500.0 and min(s.loss for s in found) == 0.0
+    assert [s.step for s in found] == sorted({s.step for s in found})
+    assert views.thinned(steps[:100], 3000) == steps[:100]
+
+
+def test_asking_a_run(workspace: Workspace) -> None:
+    run = _trained(workspace.runs_folder, "a", 2)
+    given = {"run": views.run_id(run.path)}
+    with pytest.raises(RunError, match="not running"):
+        views.ask(workspace, {**given, "what": "save"})
+    with pytest.raises(RunError, match="no request"):
+        views.ask(workspace, {**given, "what": "start"})
+    workspace.jobs.close()
+    views.ask(workspace, {**given, "what": "resume"})
+    assert views.all_runs(workspace, {})["queue"] == [given["run"]]
+    assert views.ask(workspace, {**given, "what": "withdraw"})["state"] == "crashed"
+
+
+def test_the_plan_card(workspace: Workspace) -> None:
+    found = algorithm.card(workspace, workspace.plan(workspace.config))
+    assert found["bytes"] == plan.make(workspace.config).sizes.file_bytes_with_metadata
+    assert [row["algo"] for row in found["rows"]] == list(algorithms.catalogue())
+    assert [row["on"] for row in found["rows"]].count(True) == 1
+    json.dumps(found)
+
+
+def test_weights_of_contestants() -> None:
+    assert compare.with_weights(["base", "a", "b"], "") == ["base", "a", "b"]
+    assert compare.with_weights(["base", "a", "b"], "1, 0.5, 2") == ["base", "a:0.5", "b:2"]
+    with pytest.raises(ConfigError, match="3 contestants and 2 weights"):
+        compare.with_weights(["base", "a", "b"], "1, 2")
+
+
+@pytest.mark.parametrize(("prompts", "names", "kind", "words"), [
+    (("a",), ["base"], ConfigError, "at least two"),
+    ((), ["base", "base"], ConfigError, "at least one prompt"),
+    (("a",), ["base", "nothing"], AdapterError, "no adapter 'nothing'"),
+])
+def test_what_cannot_be_compared_is_said_at_once(workspace: Workspace, prompts: tuple,
+                                                 names: list[str], kind: type, words: str) -> None:
+    with pytest.raises(kind, match=words):
+        compare.start(workspace, workspace.config, prompts, names)
+    assert not workspace.comparisons_folder.exists()
+
+
+def test_previews_escape_what_people_write(tmp_path: Path) -> None:
+    from lycoris.data.captions import Edit
+
+    evil = "<img src=x onerror=alert(1)>"
+    text = dataset.listed([Edit(tmp_path / f"{evil}.png", evil, evil + "!")])
+    assert "<img" not in text and "&lt;img" in text
+
+
+def test_pictures_are_re_encoded_and_small(tmp_path: Path) -> None:
+    Image.new("RGB", (2000, 1000), "red").save(tmp_path / "a.png")
+    for data, side in ((page_pictures.thumbnail(tmp_path / "a.png"), 256),
+                       (page_pictures.large(tmp_path / "a.png"), 1024)):
+        assert data[8:12] == b"WEBP"
+        (tmp_path / "out.webp").write_bytes(data)
+        assert Image.open(tmp_path / "out.webp").size == (side, side // 2)
+
+
+def test_no_markup_is_made_from_strings_in_the_scripts() -> None:
+    """Captions and file names reach the page as text, and nothing comes from outside."""
+    for file in (ROOT / "lycogui" / "static").glob("*.js"):
+        text = file.read_text("utf-8")
+        for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(",
+                     "http://", "https://"):
+            assert word not in text, f"{file.name} has {word}"
+    assert "url(" not in (ROOT / "assets" / "theme.css").read_text("utf-8")
