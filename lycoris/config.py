@@ -32,7 +32,8 @@ class ModelConfig:
     family: Annotated[str, Knob("Kind of model; auto reads it from the files.",
                                 catalogue="families")] = "auto"
     dtype: Annotated[str, Knob("Precision the frozen base is held in; auto follows "
-                               "train.precision.", choices=("auto", *DTYPES))] = "auto"
+                               "train.precision.", choices=("auto", *DTYPES),
+                               label="Precision of the base")] = "auto"
 
 
 @dataclass(frozen=True)

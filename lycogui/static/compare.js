@@ -23,9 +23,9 @@ lyco.parts.compare = ({element}) => {
     lyco.lightbox(pictures, Math.max(0, pictures.findIndex(p => p.here)));
   };
 
-  const grid = found => h("div.ab", {style: {gridTemplateColumns: `minmax(90px, 150px) repeat(${data.contestants.length}, minmax(0, 1fr))`}},
+  const grid = found => h("div.ab", {style: {gridTemplateColumns: `minmax(90px, 150px) repeat(${data.contestants.length}, minmax(120px, calc(${Math.min(4, data.seeds.length)} * (19vh + 4px))))`}},
     h("span"), ...data.contestants.map(c => h(`div.who.${colour(c.name) || "base"}`, {title: `${c.name}\n${c.detail || ""}`}, c.name, h("small", {}, c.detail || " "))),
-    ...data.prompts.flatMap(prompt => [h("div.p", {}, prompt), ...data.contestants.map(c => h("div.pair", {style: {gridTemplateColumns: `repeat(${Math.min(4, data.seeds.length)}, 1fr)`}},
+    ...data.prompts.flatMap(prompt => [h("div.p", {}, prompt), ...data.contestants.map(c => h("div.pair", {across: Math.min(4, data.seeds.length)},
       ...data.seeds.map(seed => {
         const url = found.get(key(prompt, seed, c.name));
         return url ? h("button.cell", {onclick: () => open(prompt, seed, c.name), title: `${prompt}\n${c.name}, seed ${seed}`}, h("img", {src: url, alt: `${prompt}, ${c.name}, seed ${seed}`}))

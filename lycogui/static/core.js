@@ -11,6 +11,7 @@ lyco.h = (what, props = {}, ...children) => {
     if (value === null || value === undefined || value === false) continue;
     if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
     else if (key === "style") Object.assign(element.style, value);
+    else if (key === "across") element.style.setProperty("--across", value);
     else if (key in element && key !== "list") element[key] = value;
     else element.setAttribute(key, value);
   }
