@@ -6,6 +6,7 @@ value and get a frozen Config back. Nothing else in the app knows the name of a 
 
 from __future__ import annotations
 
+import html
 import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import gradio as gr
 
 from lycogui.layout import SECTIONS, Place
+from lycogui.parts import mount
 from lycoris import algorithms, config, knobs, plan
 from lycoris.config import LEAVES, Config
 from lycoris.errors import ConfigError, LycorisError
@@ -27,7 +29,6 @@ class Form:
     def __init__(self, start: Config):
         self.start = start
         self.widgets: dict[str, gr.components.Component] = {}
-        self.places = {place.path: place for section in SECTIONS.values() for place in section}
 
     @property
     def inputs(self) -> set[gr.components.Component]:
@@ -91,12 +92,7 @@ class Form:
                     updates[widget] = gr.update(value=run.network.options.get(
                         name, self._option_default(algo, name)))
                 continue
-            leaf, value = LEAVES[path], knobs.get(run, path)
-            if isinstance(widget, gr.Slider):
-                updates[widget] = gr.update(
-                    value=value, maximum=_end(leaf, self.places[path], value))
-            else:
-                updates[widget] = gr.update(value=_to_widget(leaf, value))
+            updates[widget] = gr.update(value=_to_widget(LEAVES[path], knobs.get(run, path)))
         return updates
 
     @staticmethod
@@ -142,15 +138,15 @@ def _widget(leaf: Leaf, place: Place, value: Any, elem_id: str = "") -> gr.compo
         return kind(choices, value=value, **common)
     if leaf.type is bool:
         return gr.Checkbox(value, **common)
-    if leaf.type in (int, float) and _is_slider(leaf, place):
-        step = place.step or knob.step or (1 if leaf.type is int else 0.01)
-        return gr.Slider(place.low if place.low is not None else knob.low or 0,
-                         _end(leaf, place, value), value, step=step, buttons=[], **common)
     if leaf.type in (int, float):
-        return gr.Number(value, placeholder=knob.none or None, buttons=[],
-                         precision=0 if leaf.type is int else None,
-                         step=place.step or knob.step or (1 if leaf.type is int else 0.0001),
-                         **common)
+        ranged = _is_ranged(leaf, place)
+        step = place.step or knob.step or (1 if leaf.type is int else 0.01 if ranged else 0.0001)
+        number = gr.Number(value, placeholder=knob.none or None, buttons=[], step=step,
+                           precision=0 if leaf.type is int else None,
+                           elem_classes="ranged" if ranged else None, **common)
+        if ranged:
+            _range(number, leaf, place, step)
+        return number
     lines = place.lines if place.lines > 1 else 1
     return gr.Textbox(_to_widget(leaf, value), lines=lines, max_lines=max(lines, 8),
                       placeholder=knob.none or None, **common)
@@ -164,14 +160,22 @@ def _choices(leaf: Leaf) -> list[tuple[str, str]]:
     return [(name, name) for name in plan.names().get(leaf.knob.catalogue, ())]
 
 
-def _is_slider(leaf: Leaf, place: Place) -> bool:
+def _range(number: gr.Number, leaf: Leaf, place: Place, step: float) -> None:
+    """A slider under a number, each following the other.
+
+    Not Gradio's, which cuts off what lies beyond its ends and fails every event that brings it.
+    """
+    low, high = leaf.knob.low or 0, place.high or leaf.knob.high
+    bar = mount("range", f"<input type='range' min='{low // step * step:g}' max='{high:g}' "
+                f"step='{step:g}' data-low='{low:g}' data-of='{number.elem_id}' "
+                f"aria-label='{html.escape(leaf.label)}, slider'>", value=number.value,
+                elem_classes="range")
+    number.change(None, inputs=number, outputs=bar, js="value => value", show_progress="hidden")
+
+
+def _is_ranged(leaf: Leaf, place: Place) -> bool:
     bounded = leaf.knob.low is not None and leaf.knob.high is not None
     return not leaf.optional and (place.kind == "slider" or (bounded and not place.kind))
-
-
-def _end(leaf: Leaf, place: Place, value: float) -> float:
-    end = place.high if place.high is not None else leaf.knob.high
-    return max(end or 1, value)
 
 
 def _to_widget(leaf: Leaf, value: Any) -> Any:

@@ -26,7 +26,8 @@ from lycoris.errors import RunError
 from lycoris.runs import Process, RunFolder
 
 POLL = 0.5  # seconds between two looks
-QUIET = 30.0  # seconds without an event after which a stop becomes a terminate, then a kill
+QUIET = 30.0  # seconds without any sign of life after which a stop becomes a terminate, then a kill
+DEAF = 600.0  # the same for a process that computes but says nothing, as in one very long step
 
 
 class Jobs:
@@ -95,10 +96,9 @@ class Jobs:
 
     def stop(self, run: RunFolder) -> None:
         """Ask for a stop with a save; a process that stays silent is terminated, then killed."""
-        process = run.process
-        if self.state(run) == "starting" and process is None:
-            child = self._children.get(run.path)
-            process = _process(child.pid) if child else None
+        child = self._children.get(run.path)
+        starting = child is not None and child.poll() is None
+        process = Process.of(child.pid) if child and starting else run.process
         run.request("stop")
         if process is not None:
             threading.Thread(target=self._escalate, args=(run, process), daemon=True).start()
@@ -121,6 +121,7 @@ class Jobs:
     def _start(self, run: RunFolder, arguments: Sequence[str]) -> None:
         """A child of this Python that outlives the app, its output in the run's log."""
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1",
+                       "PYTHONUTF8": "1",
                        "PYTHONPATH": os.pathsep.join(
                            [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
         apart = ({"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP  # type: ignore[attr-defined]
@@ -141,29 +142,46 @@ class Jobs:
                 continue
             del self._children[path]
             run = self.run(path)
-            history = run.history()
-            if code and not (history.finished or history.failed):
-                run.append(_post_mortem(code, run))
+            history, process = run.history(), run.process
+            own = process is not None and process.pid == child.pid
+            told = history.failed or (own and history.finished)
+            taken = not own and process is not None and process.alive  # by another app's child
+            if code and not told and not taken:
+                run.append(_post_mortem(code))
 
     def _escalate(self, run: RunFolder, process: Process) -> None:
-        """Wait while the run shows life; then terminate, then kill its process tree."""
-        for act in (_terminate, _kill):
-            while process.alive:
-                quiet = time.time() - max(run.history().last_at, run.requested_at("stop"))
-                if quiet > QUIET:
-                    break
-                time.sleep(POLL)
+        """Wait while the run shows life; then terminate, then kill its process tree.
+
+        Windows cannot ask a process without a window to end, so there only the kill is left.
+        """
+        for act in (_kill,) if os.name == "nt" else (_terminate, _kill):
+            _wait_while_living(run, process)
             if not process.alive:
                 return
             act(process)
-            run.request("stop")
 
 
-def _process(pid: int) -> Process | None:
+def _wait_while_living(run: RunFolder, process: Process) -> None:
+    """Until the process has ended, or shows no sign of life: no event, and no work either."""
+    asked = looked = time.time()
+    worked, limit = _worked(process), DEAF
+    while process.alive:
+        now = time.time()
+        if now - looked >= QUIET:
+            share = (_worked(process) - worked) / (now - looked)
+            looked, worked, limit = now, _worked(process), DEAF if share > 0.05 else QUIET
+        if now - max(asked, run.history().last_at) > limit:
+            return
+        time.sleep(POLL)
+
+
+def _worked(process: Process) -> float:
+    """Processor seconds so far."""
     try:
-        return Process(pid, psutil.Process(pid).create_time())
+        times = psutil.Process(process.pid).cpu_times()
+        return times.user + times.system
     except psutil.NoSuchProcess:
-        return None
+        return 0.0
 
 
 def _terminate(process: Process) -> None:
@@ -182,7 +200,7 @@ def _kill(process: Process) -> None:
                     each.kill()
 
 
-def _post_mortem(code: int, run: RunFolder) -> events.Failed:
+def _post_mortem(code: int) -> events.Failed:
     """Why a process ended without a word, as far as its exit code tells."""
     if code in (-signal.SIGKILL, 137) if hasattr(signal, "SIGKILL") else False:
         message = "The engine was killed by the system, most likely because memory ran out."

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Place:
     """One setting on the screen. `kind` overrides the widget that its type would get; `high` is
-    the slider's end, which a larger value moves."""
+    the slider's end, which a larger value moves; every legal value can be typed."""
 
     path: str
     kind: str = ""
     high: float | None = None
-    low: float | None = None
     step: float | None = None
     lines: int = 1
     info: bool = True  # show the knob's help under the label
@@ -30,7 +29,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     "algorithm": (
         Place("network.preset", "radio", info=False),
         Place("network.dim", "slider", high=128),
-        Place("network.alpha", "slider", low=0.5, high=128, step=0.5, info=False),
+        Place("network.alpha", "slider", high=128, step=0.5, info=False),
     ),
     "algorithm conv": (Place("network.conv_dim"), Place("network.conv_alpha")),
     "algorithm parts": (Place("network.text_encoder"),),

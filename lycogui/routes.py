@@ -24,7 +24,7 @@ from lycogui.workspace import Workspace
 from lycoris.errors import LycorisError
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("core", "header", "plan", "gallery", "plot", "monitor", "compare")
+SCRIPTS = ("core", "range", "header", "plan", "gallery", "plot", "monitor", "compare")
 PREFIX = "/lyco"
 Call = Callable[[Workspace, dict[str, Any]], Any]
 

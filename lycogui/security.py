@@ -55,7 +55,7 @@ class Guard:
         if _name(host) not in self.names:
             return "This name is not lycogui's: open the address that was printed at the start."
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             return "Requests from other pages are refused."
         if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             if headers.get("sec-fetch-mode") == "navigate" and scope_is_read(headers):
@@ -76,6 +76,7 @@ def inside(root: Path, relative: str) -> Path | None:
 
 
 def _name(host: str) -> str:
-    """The name of a Host header of the form name or name:port; empty for any other form."""
-    found = re.fullmatch(r"([A-Za-z0-9.-]+)(:\d{1,5})?", host)
-    return found[1] if found else ""
+    """The name in a Host header, in lower case: of name, name:port, [IPv6] or [IPv6]:port; empty
+    for any other form."""
+    found = re.fullmatch(r"(?:([\w.-]+)|\[([0-9a-f:.]+)\])(:\d{1,5})?", host.lower(), re.ASCII)
+    return (found[1] or found[2]) if found else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -16,11 +17,14 @@ import webbrowser
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
+
 from lycogui import security
 from lycoris import durable
 from lycoris.runs import Process
 
 log = logging.getLogger("lycogui")
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # and where this machine itself finds it
 BROWSERS = {
     "linux": ("google-chrome", "google-chrome-stable", "chromium", "chromium-browser",
               "microsoft-edge", "brave-browser"),
@@ -50,14 +54,13 @@ def serve(host: str, port: int, settings: Path, *, share: bool, window: str) -> 
     from lycogui import ui
 
     blocks = ui.build(workspace)
+    host = host.strip("[]").lower()
     chosen = free_port(host, port)
-    everywhere = host in ("0.0.0.0", "::")
-    names = {*security.LOOPBACK, *(_own_names() if everywhere else [host])}
-    _, url, public = blocks.launch(server_name=host, server_port=chosen, share=share,
-                                   prevent_thread_lock=True,
-                                   **ui.launch_settings(workspace, names))
-    if everywhere or host == "127.0.0.1":
-        url = f"http://127.0.0.1:{chosen}/"
+    names = {*security.LOOPBACK, host, *(own_names() if host in EVERYWHERE else ())}
+    _, _, public = blocks.launch(server_name=_in_address(host), server_port=chosen, share=share,
+                                 prevent_thread_lock=True,
+                                 **ui.launch_settings(workspace, names))
+    url = f"http://{_in_address(EVERYWHERE.get(host, host))}:{chosen}/"
     if public:
         names.add(urlsplit(public).hostname or "")
     me = Process.this()
@@ -81,13 +84,16 @@ def serve(host: str, port: int, settings: Path, *, share: bool, window: str) -> 
 def free_port(host: str, first: int) -> int:
     """The first free port from `first` on; a used one is most likely another program's."""
     for port in range(first, first + 100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
+        try:
+            family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where)
                 return port
-            except OSError:
-                continue
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise SystemExit(f"lycogui cannot listen on {host}: {error.strerror}. Give --host "
+                                 "an address of this machine.") from None
     raise SystemExit(f"No free port between {first} and {first + 99}; choose one with --port.")
 
 
@@ -131,10 +137,18 @@ def _running(lock: Path) -> str | None:
         return None
 
 
-def _own_names() -> list[str]:
-    """This machine's own addresses, for people who open it to their network on purpose."""
-    name = socket.gethostname()
-    try:
-        return [name, *{info[4][0] for info in socket.getaddrinfo(name, None)}]
-    except socket.gaierror:
-        return [name]
+def own_names() -> set[str]:
+    """This machine's own names and addresses, for people who open it to their network on purpose.
+
+    Read from the network cards: the host name often leads to a loopback address only.
+    """
+    name = socket.gethostname().lower()
+    cards = [each for card in psutil.net_if_addrs().values() for each in card]
+    return {name, f"{name.partition('.')[0]}.local",
+            *(each.address.partition("%")[0].lower() for each in cards
+              if each.family in (socket.AF_INET, socket.AF_INET6))}
+
+
+def _in_address(host: str) -> str:
+    """A host as it stands in an address: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host

@@ -26,7 +26,7 @@ def make() -> gr.themes.Base:
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover_dark="*primary_600",
-        color_accent="*primary_600", slider_color="*primary_600",
+        color_accent="*primary_600",
         checkbox_background_color_selected="*primary_600",
         input_background_fill="white", input_background_fill_dark="*neutral_800",
         input_border_width="1px", border_color_primary="*neutral_200",

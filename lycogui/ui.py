@@ -9,7 +9,8 @@ from starlette.middleware import Middleware
 
 from lycogui import routes, security, theme
 from lycogui.form import Form
-from lycogui.page import Page, mount, on
+from lycogui.page import Page, on
+from lycogui.parts import mount
 from lycogui.tabs import algorithm, base, compare, dataset, train
 from lycogui.workspace import Workspace
 
@@ -37,8 +38,8 @@ def build(workspace: Workspace) -> gr.Blocks:
                 compare.build(page)
         for tab in (base, dataset, algorithm, train, compare):
             tab.connect(page)
-        on(blocks.load, lambda: page.form.write(workspace.config),
-           outputs=page.form.inputs).then(
+        on(blocks.load, lambda: page.form.write(workspace.config) | page["recall"](),
+           outputs=page.form.inputs | page["asked"]).then(
             page["refresh"], inputs=page.form.inputs,
             outputs=page["shown"], show_progress="hidden", api_visibility="private",
         ).then(None, js="() => { lyco.ready(); }")

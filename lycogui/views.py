@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lycoris import algorithms, config, devices, events
 from lycoris.data import captions
 from lycoris.data.folder import Picture
 from lycoris.errors import DatasetError, LycorisError, RunError
+from lycoris.families import Family
 from lycoris.runs import History, RunFolder
 
 CURVE_POINTS = 3000  # a longer history is thinned before it is sent
@@ -43,25 +44,26 @@ def gallery(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     """The pictures of the dataset folder; without `items` where the page has this version."""
     run = workspace.config
     dataset = workspace.dataset(run)
+    family = _family(workspace)
     version = _digest(str(dataset.folder.resolve()), *(
-        f"{p.name}{p.caption}{p.problem}{_stamp(p)}" for p in dataset.pictures), str(
-        run.dataset.resolution))
+        f"{p.name}{p.caption}{p.problem}{_modified(p.path)}" for p in dataset.pictures),
+        f"{run.dataset.resolution} {family and family.base}")
     found: dict[str, Any] = {"folder": str(dataset.folder), "version": version}
     if given.get("version") == version:
         return found
-    family = workspace.family(run)
-    counts = family.count_tokens([p.caption or "" for p in dataset.pictures])
+    counts = _tokens(family, [p.caption or "" for p in dataset.pictures])
+    limit = family.max_tokens if family else None
     problems = dataset.problems(run.dataset.resolution)
     long = [p for p, count in zip(dataset.pictures, counts, strict=True)
-            if count > family.max_tokens]
+            if count is not None and limit is not None and count > limit]
     if long:
-        problems[f"longer than {family.max_tokens} tokens"] = long
+        problems[f"longer than {limit} tokens"] = long
     flags: dict[str, list[str]] = {}
     for kind, pictures in problems.items():
         for picture in pictures:
             flags.setdefault(picture.name, []).append(kind)
     return {
-        **found, "limit": family.max_tokens,
+        **found, "limit": limit,
         "captioned": sum(bool((p.caption or "").strip()) for p in dataset.pictures),
         "problems": {kind: [p.name for p in pictures] for kind, pictures in problems.items()},
         "items": [{
@@ -74,8 +76,8 @@ def gallery(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_caption(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
-    """Save one caption. `before` is what the page last saw; a caption changed elsewhere meanwhile
-    is not overwritten but handed back."""
+    """Save one caption; returns it as it now stands. `before` is what the page last saw; a caption
+    changed elsewhere meanwhile is not overwritten but handed back."""
     home = Path(given["folder"])
     pictures = workspace.open_folder(home).pictures if workspace.may_show(home) else ()
     picture = next((p for p in pictures if p.name == given["name"]), None)
@@ -87,8 +89,8 @@ def save_caption(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
         return {"conflict": now or ""}
     if text != (now or ""):
         captions.write(picture.path, text)
-    count = workspace.family(workspace.config).count_tokens([text])[0]
-    return {"saved": True, "tokens": count}
+    return {"caption": captions.read(picture.path)[0] or "",
+            "tokens": _tokens(_family(workspace), [text])[0]}
 
 
 def all_runs(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
@@ -201,8 +203,8 @@ def _run(workspace: Workspace, run: RunFolder) -> dict[str, Any]:
     return {
         "id": run_id(run.path), "name": run.name, "state": workspace.jobs.state(run),
         "about": _about(run), "pair": made.get("pair"),
-        "step": history.step, "total": made.get("steps") or (
-            history.started.total_steps if history.started else 0),
+        "step": history.step,
+        "total": history.started.total_steps if history.started else made.get("steps", 0),
         "loss": last.loss if last else None, "loss_avg": last.loss_avg if last else None,
         "pace": sum(pace) / len(pace) if pace else None,
         "left": seconds_left(history), "seconds": sum(s.sec for s in history.steps),
@@ -230,6 +232,18 @@ def _about_cached(file: Path, modified: int) -> str:
         return ""
 
 
+def _family(workspace: Workspace) -> Family | None:
+    """The base model on screen; None where it cannot be used, which the header says."""
+    try:
+        return workspace.family(workspace.config)
+    except LycorisError:
+        return None
+
+
+def _tokens(family: Family | None, texts: list[str]) -> Sequence[int | None]:
+    return family.count_tokens(texts) if family else [None] * len(texts)
+
+
 def _find(workspace: Workspace, name: str) -> RunFolder:
     for run in workspace.jobs.runs():
         if run_id(run.path) == name:
@@ -254,16 +268,17 @@ def _json(file: Path) -> dict[str, Any]:
 def _picture_url(picture: Picture, size: str) -> str:
     return "/lyco/picture?" + urlencode({
         "folder": str(picture.path.parent), "name": picture.name, "size": size,
-        "v": _stamp(picture)})
+        "v": _modified(picture.path)})
 
 
 def _painted_url(run: RunFolder, path: str) -> str:
-    return f"/lyco/run/{run_id(run.path)}/{path}"
+    """Its time is in the address: a run made anew under an old name has other pictures."""
+    return f"/lyco/run/{run_id(run.path)}/{path}?v={_modified(run.path / path)}"
 
 
-def _stamp(picture: Picture) -> int:
+def _modified(file: Path) -> int:
     try:
-        return picture.path.stat().st_mtime_ns
+        return file.stat().st_mtime_ns
     except OSError:
         return 0
 

@@ -7,6 +7,7 @@ shows what was there. Facts read from disk are cached until the files change.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
 import time
@@ -58,6 +59,22 @@ class Workspace:
             self.config = run
             self._folders.add(self.runs_folder)
             durable.write_text(self.settings, config.dump(run))
+
+    def keep(self, name: str, facts: dict[str, Any]) -> None:
+        """What stands on the page and is no setting of a run; kept in a file beside the settings.
+        """
+        if facts != self.kept(name):
+            durable.write_text(self._kept(name), json.dumps(facts, ensure_ascii=False))
+
+    def kept(self, name: str) -> dict[str, Any]:
+        """What was kept under that name; empty where there is nothing."""
+        try:
+            return json.loads(self._kept(name).read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def _kept(self, name: str) -> Path:
+        return self.settings.with_name(f"{name}.json")
 
     def _remembered(self) -> Config:
         """The settings of last time; those that work out of the box where there are none.

@@ -21,14 +21,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import __version__, config, durable, events, runs
+import psutil
+
+from . import config, durable, events, runs
+from .arguments import parse
 from .config import Config
 from .errors import ConfigError, LycorisError, RunError
 from .runs import RunFolder
 from .terminal import Terminal, mebibytes, table
 
+BEGAN = psutil.Process().create_time() - 1  # a request older than this is not for this process
 RESUMABLE = ("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.device",
-             "sample.")
+             "train.precision", "train.gradient_checkpointing", "model.dtype", "optimizer.lr",
+             "output.dtype", "sample.")
 
 
 class Signals:
@@ -63,7 +68,7 @@ class Signals:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
+    options = parse(arguments, __doc__.split("\n")[0])
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # kernels we do not use
     with Terminal(options.json) as terminal, Signals() as signals:
@@ -83,10 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
     target, settings = _target(options)
     if target and target.is_dir():
-        folder, run = _resumed(target, settings)
+        folder = runs.open_run(target.resolve())
+        with folder.locked():
+            ended = train_in(folder, _resumed(folder, settings), terminal, signals)
     else:
         folder, run = _fresh(config.load(target, settings))
-    ended = train_in(folder, run, terminal, signals)
+        with folder.locked():
+            ended = train_in(folder, run, terminal, signals)
     if ended.path:
         terminal.document(events.to_dict(ended), f"{ended.reason.capitalize()} at step "
                           f"{ended.step}: {folder.path / ended.path}")
@@ -111,7 +119,7 @@ def train_in(folder: RunFolder, run: Config, terminal: Terminal,
         return wanted | signals.asked()
 
     me = runs.Process.this()
-    folder.clear(["start", "stop", "save", "sample"])
+    folder.clear_before(BEGAN)
     emit(events.Started(me.pid, me.born, "", run.train.steps))
     try:
         device = devices.choose(run.train.device)
@@ -121,7 +129,7 @@ def train_in(folder: RunFolder, run: Config, terminal: Terminal,
             emit(warning)
         return trainer.run(made, folder.path, emit, asked)
     except LycorisError as error:
-        emit(events.Failed(error.kind, error.message, error.fix, error.field))
+        emit(_failed(error))
         raise
     except Exception as error:
         logging.getLogger("lycoris").exception("unexpected")
@@ -166,14 +174,15 @@ def compare_in(run: Config, names: Sequence[str], where: Path, terminal: Termina
         return (folder.requests() & {"stop"}) | signals.asked()
 
     me = runs.Process.this()
-    folder.clear(["stop"])
-    emit(events.Started(me.pid, me.born, "", 0))
-    try:
-        takers = [contestants.parse(name, Path(run.output.folder)) for name in names]
-        result = verb.run(run, takers, where, emit, asked)
-    except LycorisError as error:
-        emit(events.Failed(error.kind, error.message, error.fix, error.field))
-        raise
+    folder.clear_before(BEGAN)
+    with folder.locked():
+        emit(events.Started(me.pid, me.born, "", 0))
+        try:
+            takers = [contestants.parse(name, Path(run.output.folder)) for name in names]
+            result = verb.run(run, takers, where, emit, asked)
+        except LycorisError as error:
+            emit(_failed(error))
+            raise
     terminal.document({"grid": result.grid, "pictures": result.pictures, "reason": result.reason},
                       f"{result.pictures} pictures: {result.grid}")
     return signals.exit_code
@@ -273,7 +282,8 @@ def demo(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> i
     for each in pair:
         made, settings = _fresh(each)
         terminal.say(f"Training {made.name}.")
-        train_in(made, settings, terminal, signals)
+        with made.locked():
+            train_in(made, settings, terminal, signals)
         if signals.received:
             return signals.exit_code
     names = ["base", *(config.run_name(each) for each in pair)]
@@ -287,9 +297,8 @@ def _fresh(run: Config) -> tuple[RunFolder, Config]:
     return plan.create(plan.make(named)), named
 
 
-def _resumed(path: Path, settings: Sequence[str]) -> tuple[RunFolder, Config]:
-    """An existing run with its own settings; only those that keep it the same run may change."""
-    folder = runs.open_run(path)
+def _resumed(folder: RunFolder, settings: Sequence[str]) -> Config:
+    """The settings of an existing run; only those that keep it the same run may change."""
     process = folder.process
     if folder.state() == "running" and process != runs.Process.this():
         raise RunError(f"The run {folder.name} is going on already, as process "
@@ -298,11 +307,20 @@ def _resumed(path: Path, settings: Sequence[str]) -> tuple[RunFolder, Config]:
     if other:
         raise ConfigError({text.partition("=")[0]: f"{text.partition('=')[0]} cannot change within "
                            "a run; start a new one" for text in other})
-    run = config.load(folder.config_file, settings)
-    run = replace(run, output=replace(run.output, folder=str(path.parent), name=path.name))
+    try:
+        run = config.load(folder.config_file, settings)
+    except ConfigError as error:
+        folder.append(_failed(error))  # whoever follows the run has no other way to know
+        raise
+    run = replace(run, output=replace(run.output, folder=str(folder.path.parent),
+                                      name=folder.name))
     if settings:
         durable.write_text(folder.config_file, config.dump(run))
-    return folder, run
+    return run
+
+
+def _failed(error: LycorisError) -> events.Failed:
+    return events.Failed(error.kind, error.message, error.fix, error.field)
 
 
 def _target(options: argparse.Namespace) -> tuple[Path | None, list[str]]:
@@ -341,57 +359,6 @@ def _stamp() -> str:
 VERBS: dict[str, Callable[[argparse.Namespace, Terminal, Signals], int]] = {
     "train": train, "sample": sample, "compare": compare, "caption": caption, "dataset": dataset,
     "estimate": estimate, "inspect": inspect, "demo": demo}
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """As argparse does, but settings may stand before, between and after the options."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(options, "settings") or any(text.startswith("-") for text in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.settings = [*options.settings, *rest]
-    return options
-
-
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true",
-                        help="JSON on standard output and nothing else")
-    settings = argparse.ArgumentParser(add_help=False)
-    settings.add_argument("settings", nargs="*", metavar="run.toml | path=value",
-                          help="a settings file or a run folder, then settings, "
-                               "e.g. network.algo=loha network.dim=4")
-    parser = argparse.ArgumentParser(prog="python -m lycoris", description=__doc__.split("\n")[0])
-    parser.add_argument("--version", action="version", version=f"lycogui {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    def verb(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        return verbs.add_parser(name, help=text, description=text, parents=[common, *parents])
-
-    verb("train", "Train an adapter, or go on with a run folder.", settings)
-    one = verb("sample", "Paint prompts with the base or one adapter.", settings)
-    one.add_argument("--adapter", default="base", help="a file, a run, or base; :0.8 for a weight")
-    one.add_argument("--out", help="folder for the pictures")
-    many = verb("compare", "Paint the same prompts and seeds with several.", settings)
-    many.add_argument("--adapter", action="append", help="a contestant; give it several times")
-    many.add_argument("--out", help="folder for the pictures and the grid")
-    write = verb("caption", "Write captions for a folder of pictures.", settings)
-    write.add_argument("--trigger", default="", help="word put in front of every caption")
-    write.add_argument("--find", default="", help="text to replace in every caption")
-    write.add_argument("--replace", default="", help="what it is replaced by")
-    write.add_argument("--captioner", help="file-name or blip")
-    write.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
-                       help="an option of the captioner")
-    write.add_argument("--write", choices=("missing", "append", "replace"), default="missing")
-    write.add_argument("--dry-run", action="store_true", help="show the changes, write nothing")
-    verb("dataset", "What is in a folder of pictures, and what is wrong with it.", settings)
-    verb("estimate", "Exact parameters and bytes of an adapter, before training.", settings)
-    look = verb("inspect", "What a file, a run or the catalogues hold.")
-    look.add_argument("what", help="an adapter file, a run folder, or catalogues")
-    story = verb("demo", "LoRA and LoHa on the embedded model, then both compared.", settings)
-    story.add_argument("--out", help="folder for the runs and the comparison")
-    return parser
 
 
 if __name__ == "__main__":

@@ -139,12 +139,13 @@ def match(file: AdapterFile, layers: Sequence[Layer], key: Callable[[Layer], str
 
 def write(path: Path | str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None,
           metadata: Mapping[str, str]) -> Path:
-    """Write an adapter's tensors durably, cast to `dtype`; refuses what is not finite in it."""
+    """Write an adapter's tensors durably, cast to `dtype`; AdapterError for what that cannot
+    hold."""
     ready = {key: t if dtype is None else t.to(dtype) for key, t in tensors.items()}
     broken = [key for key, t in ready.items() if not torch.isfinite(t).all()]
     if broken:
         raise AdapterError(
-            f"The adapter holds numbers that {dtype or 'its precision'} cannot: {len(broken)} "
-            f"tensors, the first is {broken[0]}.",
-            "Set output.dtype to bf16 or fp32, or lower the learning rate.", keys=broken)
+            f"The adapter holds numbers that {str(ready[broken[0]].dtype).removeprefix('torch.')} "
+            f"cannot, in {len(broken)} tensors, the first is {broken[0]}.",
+            "Save it in bf16 or fp32; a run can be resumed with output.dtype=bf16.", keys=broken)
     return tensorfile.write(path, ready, metadata)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class Progress:
 
 def save(folder: Path, network: LycorisNetwork, optimizer: torch.optim.Optimizer,
          progress: Progress, scaler: Mapping[str, Any]) -> Path:
-    """Write the state of a step; the older ones beyond KEEP go only after it is durable."""
+    """Write the state of a step; `tidy` then removes what it makes superfluous."""
     tensors = {f"network/{name}": p.detach() for name, p in network.named_parameters()}
     state, plain = _split(optimizer.state_dict()["state"])
     tensors |= state
@@ -43,15 +44,37 @@ def save(folder: Path, network: LycorisNetwork, optimizer: torch.optim.Optimizer
         "scaler": json.dumps(dict(scaler)),
         "sha256": tensorfile.digest(tensors),
     }
-    path = tensorfile.write(folder / f"step-{progress.step:08d}.safetensors", tensors, described)
-    for old in found(folder)[:-KEEP]:
+    return tensorfile.write(folder / f"step-{progress.step:08d}.safetensors", tensors, described)
+
+
+def tidy(folder: Path, step: int) -> None:
+    """Of the states leave `step` and the one before it. Later ones go too: a run that stands before
+    them could not read them. Raises DiskError where another program holds one open."""
+    for number, later in _numbered(folder, "step").items():
+        if number > step:
+            durable.remove(later)
+    prune(folder, "step", step, KEEP)
+
+
+def prune(folder: Path, stem: str, step: int, keep: int) -> None:
+    """Of the files <stem>-<number>.safetensors up to `step`, the one just written, leave the last
+    `keep`."""
+    until = [path for number, path in _numbered(folder, stem).items() if number <= step]
+    for old in until[:-keep]:
         durable.remove(old)
-    return path
 
 
 def found(folder: Path) -> list[Path]:
     """The states in a folder, the oldest first."""
-    return sorted(folder.glob("step-*.safetensors"))
+    return list(_numbered(folder, "step").values())
+
+
+def _numbered(folder: Path, stem: str) -> dict[int, Path]:
+    """{number: path} of the files <stem>-<number>.safetensors, the lowest first."""
+    name = re.compile(re.escape(stem) + r"-(\d+)\.safetensors")
+    numbers = {int(match[1]): path for path in folder.glob("*.safetensors")
+               if (match := name.fullmatch(path.name))}
+    return dict(sorted(numbers.items()))
 
 
 @dataclass(frozen=True)
@@ -62,7 +85,10 @@ class State:
     scaler: Mapping[str, Any]
 
     def restore(self, network: LycorisNetwork, optimizer: torch.optim.Optimizer) -> None:
-        """Put weights and optimiser back as they were; RunError where the network is another."""
+        """Put weights and optimiser back as they were; RunError where the network is another.
+
+        The learning rate is the optimiser's own: the settings may have another one by now.
+        """
         own = dict(network.named_parameters())
         saved = {name.removeprefix("network/"): t for name, t in self.tensors.items()
                  if name.startswith("network/")}
@@ -82,7 +108,7 @@ class State:
                 node[last] = tensor
         groups = optimizer.state_dict()["param_groups"]
         for group, values in zip(groups, self.optimizer["groups"], strict=True):
-            group.update(values)
+            group.update({**values, "base_lr": group["base_lr"]})
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "assets"
 BASE_SETTINGS = "lycogui.toml"
 DTYPES = ("fp16", "bf16", "fp32")
+# Names that mean something else beside the runs: a contestant, and folders of pictures.
+RESERVED_NAMES = ("base", "comparisons", "pictures")
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,8 @@ def name_problem(name: str) -> str:
         return "output.name must be at most 100 characters and not start or end with a dot or space"
     if re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name):
         return f"output.name {name!r} is a reserved name on Windows"
+    if name.casefold() in RESERVED_NAMES:
+        return f"output.name {name!r} has a meaning of its own here; choose another name"
     return ""
 
 

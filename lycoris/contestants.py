@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import adapterfile, algorithms, config, metadata
 from .errors import AdapterError, ConfigError
 from .families import Family, Model
-from .network import LycorisNetwork
+
+if TYPE_CHECKING:  # the page reads contestants' names and facts; it has no business with networks
+    from .network import LycorisNetwork
 
 BASE = "base"
 
@@ -26,7 +29,7 @@ class Contestant:
 
 
 def parse(text: str, runs: Path) -> Contestant:
-    """ "base", a file, a run folder or a run's name in `runs`, each with ``:weight`` if not 1.
+    """ "base", a run's name in `runs`, a run folder or a file, each with ``:weight`` if not 1.
 
     Raises AdapterError where nothing of that name exists.
     """
@@ -36,13 +39,14 @@ def parse(text: str, runs: Path) -> Contestant:
         try:
             weight = float(tail)
         except ValueError:
-            raise ConfigError({"": f"{text!r}: {tail!r} is no weight; write e.g. {head}:0.8"}
-                              ) from None
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise ConfigError({"": f"{text!r}: {tail!r} is no weight; write e.g. {head}:0.8"})
     else:
         head = text
     if head == BASE:
         return Contestant(BASE)
-    for path in (config.find(head), runs / head):
+    for path in (runs / head, config.find(head)):  # a run called docs is no folder of ours
         if path.is_dir():
             file = path / f"{path.name}.safetensors"
             if not file.is_file():
@@ -56,14 +60,15 @@ def parse(text: str, runs: Path) -> Contestant:
 
 
 def unique(contestants: list[Contestant]) -> list[Contestant]:
-    """The same with names made different, by weight and then by number."""
+    """The same with names made different, by weight and then by number; an adapter is never called
+    like the base."""
     found: list[Contestant] = []
     for each in contestants:
-        name = each.name
-        if name in (c.name for c in found):
+        name, taken = each.name, [c.name for c in found] + [BASE] * (each.path is not None)
+        if name in taken:
             name = f"{each.name} at {each.weight:g}"
         number = 2
-        while name in (c.name for c in found):
+        while name in taken:
             name, number = f"{each.name} ({number})", number + 1
         found.append(Contestant(name, each.path, each.weight))
     return found
@@ -72,6 +77,8 @@ def unique(contestants: list[Contestant]) -> list[Contestant]:
 def load(contestant: Contestant, family: Family,
          model: Model) -> tuple[LycorisNetwork, adapterfile.Match] | tuple[None, None]:
     """The contestant's network over the model, not attached, and how it fits; None for the base."""
+    from .network import LycorisNetwork
+
     if contestant.path is None:
         return None, None
     file = adapterfile.AdapterFile(contestant.path)

@@ -1,16 +1,26 @@
-"""What this machine computes on: the device, its precision, its memory."""
+"""What this machine computes on: the device, its precision, its memory.
+
+The page asks too, and for as long as it lives CUDA would keep some of the card's memory for it. So
+an NVIDIA card's facts come from nvidia-smi; only where there is none is PyTorch asked.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import subprocess
+import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import psutil
 import torch
 
 from .errors import ConfigError
 
+ASKED_EVERY = 5.0  # seconds for which a card's facts are taken as they were
+QUERY = ("--query-gpu=name,memory.free,memory.total,compute_cap", "--format=csv,noheader,nounits")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -23,6 +33,15 @@ class Facts:
     free: int
     total: int
     problem: str = ""
+
+
+class Card(NamedTuple):
+    """An NVIDIA card; memory in bytes. Its arithmetic in bf16 begins with capability 8.0."""
+
+    name: str
+    free: int
+    total: int
+    capability: float
 
 
 def choose(name: str) -> torch.device:
@@ -49,7 +68,10 @@ def precision(setting: str, device: torch.device) -> str:
     if setting != "auto":
         return setting
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        found = card(device)
+        has_bf16 = (found.capability >= 8.0 if found
+                    else torch.cuda.is_bf16_supported(including_emulation=False))
+        return "bf16" if has_bf16 else "fp16"
     return "fp32"
 
 
@@ -61,6 +83,8 @@ def base_dtype(setting: str, chosen_precision: str) -> torch.dtype:
 def look(device: torch.device) -> Facts:
     """Name and memory of the device, for the header."""
     if device.type == "cuda":
+        if found := card(device):
+            return Facts(found.name, "cuda", found.free, found.total)
         free, total = torch.cuda.mem_get_info(device)
         return Facts(torch.cuda.get_device_name(device), "cuda", free, total)
     memory = psutil.virtual_memory()
@@ -71,6 +95,28 @@ def look(device: torch.device) -> Facts:
         problem = ("There is an NVIDIA card, but this PyTorch is built for the CPU only. Close "
                    "lycogui, delete the folder .venv and start it again.")
     return Facts(name, device.type, memory.available, memory.total, problem)
+
+
+def card(device: torch.device) -> Card | None:
+    """What nvidia-smi says of a CUDA device; None where it says nothing."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    place = device.index or 0
+    names = [name.strip() for name in visible.split(",")] if visible else []
+    name = names[place] if place < len(names) else str(place)
+    return _card(name, time.monotonic() // ASKED_EVERY)
+
+
+@functools.lru_cache(maxsize=8)
+def _card(name: str, moment: float) -> Card | None:
+    """`moment` is there for the cache: the answer of the last one is asked for again."""
+    try:
+        said = subprocess.run(
+            ["nvidia-smi", "-i", name, *QUERY], capture_output=True, text=True, timeout=10,
+            check=True, creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0)).stdout
+        label, free, total, capability = said.strip().rsplit(", ", 3)
+        return Card(label, int(free) * 2**20, int(total) * 2**20, float(capability))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
 
 
 def peak_memory(device: torch.device) -> int:

@@ -13,10 +13,14 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .errors import DiskError
+
+# Windows lets nobody replace or delete a file while another program reads it: seconds to wait.
+PAUSES = (0.02, 0.1, 0.5, 1.0) if os.name == "nt" else ()
 
 
 def write_bytes(path: Path | str, chunks: bytes | Iterable[bytes | memoryview]) -> Path:
@@ -37,7 +41,7 @@ def write_bytes(path: Path | str, chunks: bytes | Iterable[bytes | memoryview]) 
             os.fsync(file.fileno())
         if target.exists():
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
-        temporary.replace(target)
+        _patiently(lambda: temporary.replace(target))
         sync_folder(target.parent)
     except OSError as error:
         raise disk_error(error, target) from error
@@ -79,13 +83,25 @@ def make_folder(path: Path, *, new: bool = False) -> Path:
 
 def remove(path: Path) -> None:
     """Delete one file that has been superseded; that it is gone already is fine."""
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
+    try:
+        _patiently(lambda: path.unlink(missing_ok=True))
+    except OSError as error:
+        raise disk_error(error, path, "deleted") from error
+
+
+def _patiently(act: Callable[[], object]) -> None:
+    for pause in PAUSES:
+        try:
+            act()
+            return
+        except PermissionError:
+            time.sleep(pause)
+    act()
 
 
 def sweep(folder: Path) -> None:
-    """Delete temporary files that a killed process left in `folder`."""
-    for leftover in folder.glob(".*.tmp"):
+    """Delete temporary files that a killed process left in `folder` and below."""
+    for leftover in folder.rglob(".*.tmp"):
         remove(leftover)
 
 
@@ -100,17 +116,18 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def disk_error(error: OSError, path: Path) -> DiskError:
-    """The same failure in words: which file, why, and the way out."""
+def disk_error(error: OSError, path: Path, what: str = "written") -> DiskError:
+    """The same failure in words: which file could not be `what`, why, and the way out."""
     if error.errno == errno.ENOSPC:
         free = _free_megabytes(path)
         return DiskError(
             f"The disk is full: {path} could not be written ({free} MB free).",
             "Free some space or choose another folder; what was there before is intact.", path)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return DiskError(f"No permission to write {path}.",
-                         "Choose a folder you may write to, or change its permissions.", path)
-    return DiskError(f"{path} could not be written: {error.strerror or error}.",
+        return DiskError(f"No permission: {path} could not be {what}.",
+                         "Close the programs that use it, or choose a folder you may write to.",
+                         path)
+    return DiskError(f"{path} could not be {what}: {error.strerror or error}.",
                      "Check that the folder exists and the disk is well.", path)
 
 

@@ -106,17 +106,17 @@ class OutOfMemory(LycorisError):
 
 
 class Diverged(LycorisError):
-    """The loss stopped being a number; raised before the optimiser could spread it."""
+    """The loss or its gradient is no number any more; raised before the optimiser spreads it."""
 
     kind = "diverged"
 
-    def __init__(self, step: int, value: float, pictures: Iterable[str] = ()):
+    def __init__(self, step: int, value: float, pictures: Iterable[str] = (), what: str = "loss"):
         names = ", ".join(pictures)
         seen = f" (pictures: {names})" if names else ""
         super().__init__(
-            f"The loss became {value} at step {step}{seen}.",
-            "Lower optimizer.lr, or set train.precision to fp32; the last checkpoint is intact "
-            "and can be resumed.",
+            f"The {what} became {value} at step {step}{seen}.",
+            "The last checkpoint is intact: resume with a lower optimizer.lr, or with "
+            "train.precision=fp32.",
             field="optimizer.lr",
         )
         self.step = step

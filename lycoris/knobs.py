@@ -8,6 +8,7 @@ screen is the business of the screen.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -172,18 +173,23 @@ def _switch(value: Any) -> bool:
 
 
 def _number(kind: type, value: Any) -> Any:
-    if isinstance(value, bool) or value is None:
+    if value is None:
+        raise ValueError("is empty; give a number")
+    if isinstance(value, bool):
         raise ValueError(f"expects a number, got {value!r}")
+    if kind is int and isinstance(value, (int, str)):
+        with contextlib.suppress(ValueError):
+            return int(value)  # not by way of float, which is exact up to 2**53 only
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"expects a number, got {value!r}") from None
     if not math.isfinite(number):
         raise ValueError(f"expects a finite number, got {value!r}")
     if kind is int:
         if number != int(number):
             raise ValueError(f"expects a whole number, got {value!r}")
-        return int(value) if isinstance(value, int) else int(number)
+        return int(number)
     return number
 
 
@@ -237,7 +243,7 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def _short(number: float) -> str:
-    return f"{number:g}"
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _unit(knob: Knob) -> str:

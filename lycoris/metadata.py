@@ -19,6 +19,7 @@ from . import __version__, config, tensorfile
 from .config import Config
 from .data import captions
 from .data.folder import Dataset
+from .errors import ConfigError
 from .families import Family
 
 CONFIG_KEY = "lycogui_config"
@@ -89,7 +90,9 @@ def describe(run: Config, family: Family, dataset: Dataset | None, facts: Facts)
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.date": datetime.fromtimestamp(facts.finished, UTC).strftime("%Y-%m-%dT%H:%M:%S"),
         "lycogui_version": __version__,
-        CONFIG_KEY: json.dumps(config.to_dict(run), ensure_ascii=False),
+        CONFIG_KEY: json.dumps({path: value for path, value in config.to_dict(run).items()
+                                if path != "output.folder"},  # where on this machine: no one's
+                               ensure_ascii=False),
     }
     return found
 
@@ -119,12 +122,21 @@ def with_hashes(found: Mapping[str, str],
 
 
 def config_of(found: Mapping[str, str]) -> Config | None:
-    """The settings a file was trained with, as far as this version knows them; None without any."""
+    """The settings a file was trained with, as far as this version knows them; None without any.
+
+    What another version allowed and this one does not is left at its default.
+    """
     try:
         values = json.loads(found[CONFIG_KEY])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         return None
-    return config.build({path: value for path, value in values.items() if path in config.LEAVES})
+    if not isinstance(values, dict):
+        return None
+    try:
+        return config.build(values)
+    except ConfigError as error:
+        return config.build({path: value for path, value in values.items()
+                             if path not in error.problems})
 
 
 def _number(value: float) -> str:

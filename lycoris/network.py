@@ -53,7 +53,9 @@ class Adapter(nn.Module):
 
     def scaled_delta(self, weight: Tensor, multiplier: float = 1.0) -> Tensor:
         """multiplier * scale * dW in the layer's shape and the adapter's dtype."""
-        p = self._dropped_ranks()
+        return self._scaled(self._dropped_ranks(), weight, multiplier)
+
+    def _scaled(self, p: Mapping[str, Tensor], weight: Tensor, multiplier: float = 1.0) -> Tensor:
         delta = self.algorithm.delta(p, self.layer, weight)
         if self.scalar is not None:
             delta = delta * self.scalar
@@ -153,11 +155,12 @@ class Adapter(nn.Module):
 
     @torch.no_grad()
     def cap_norm(self, weight: Tensor, limit: float) -> tuple[bool, float]:
-        """Shrink the adapter until the Frobenius norm of its scaled dW is at most `limit`.
+        """Shrink the adapter until the Frobenius norm of its scaled dW is at most `limit`, all
+        ranks counted.
 
         Returns whether it was shrunk and the norm afterwards.
         """
-        norm = self.scaled_delta(weight.float()).norm().item()
+        norm = self._scaled(self.p, weight.float()).norm().item()
         if norm <= limit:
             return False, norm
         self.p[self.algorithm.fold].mul_(limit / norm)

@@ -1,8 +1,7 @@
-"""What the network is asked to predict, and how a prediction is taken apart again.
+"""What the network is asked to predict.
 
-All are affine in the clean latents x0 and the noise n: x_t = a x0 + s n with a^2 + s^2 = 1.
-`target` is what training asks for; `split` inverts it, so that training and sampling cannot
-disagree.
+All are affine in the clean latents x0 and the noise n: x_t = a x0 + s n with a^2 + s^2 = 1. The
+samplers are diffusers', told the same prediction type and schedule by the model's own config.
 """
 
 from __future__ import annotations
@@ -45,10 +44,6 @@ class Objective:
     def target(self, x0: Tensor, n: Tensor, t: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def split(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(x0, n) that the prediction stands for."""
-        raise NotImplementedError
-
     def min_snr(self, t: Tensor, gamma: float) -> Tensor:
         """Weight of each sample's loss (Hang et al. 2023, arXiv 2303.09556, eq. 5 and 9), (b,)."""
         raise NotImplementedError
@@ -61,10 +56,6 @@ class Epsilon(Objective):
 
     def target(self, x0: Tensor, n: Tensor, t: Tensor) -> Tensor:
         return n
-
-    def split(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        a, s = self.coefficients(t, x_t)
-        return (x_t - s * prediction) / a, prediction
 
     def min_snr(self, t: Tensor, gamma: float) -> Tensor:
         snr = self.snr(t)
@@ -79,10 +70,6 @@ class Velocity(Objective):
     def target(self, x0: Tensor, n: Tensor, t: Tensor) -> Tensor:
         a, s = self.coefficients(t, x0)
         return a * n - s * x0
-
-    def split(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        a, s = self.coefficients(t, x_t)
-        return a * x_t - s * prediction, s * x_t + a * prediction
 
     def min_snr(self, t: Tensor, gamma: float) -> Tensor:
         snr = self.snr(t)

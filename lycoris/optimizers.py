@@ -26,6 +26,7 @@ class Row:
     note: str = ""
 
 
+SETTINGS = ("lr", "weight_decay")  # what the section [optimizer] says itself
 ROWS = {row.name: row for row in (
     Row("AdamW", "torch.optim:AdamW", 8, note="Two moments in fp32."),
     Row("AdamW8bit", "bitsandbytes.optim:AdamW8bit", 2, needs="bitsandbytes",
@@ -35,10 +36,20 @@ ROWS = {row.name: row for row in (
 
 def make(name: str, groups: Iterable[Mapping[str, Any]], weight_decay: float,
          args: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """The optimiser over parameter groups (each with its own lr)."""
+    """The optimiser over parameter groups (each with its own lr); ConfigError for its `args`."""
     kind = load(name)
-    check_args(name, args, kind)
-    return kind(list(groups), weight_decay=weight_decay, **args)
+    _check_names(name, args, kind)
+    try:
+        return kind(list(groups), weight_decay=weight_decay, **args)
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+        listed = ", ".join(f"{key} = {value!r}" for key, value in args.items())
+        raise ConfigError({"optimizer.args": f"{name} does not take {listed}: {error}"}) from error
+
+
+def check(name: str, args: Mapping[str, Any]) -> None:
+    """Refuse arguments the optimiser would not take, before there is anything to train."""
+    if args:  # without any it need not be imported
+        make(name, [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1e-3}], 0.0, args)
 
 
 def load(name: str) -> type[torch.optim.Optimizer]:
@@ -51,9 +62,14 @@ def load(name: str) -> type[torch.optim.Optimizer]:
                              field="optimizer.name") from None
 
 
-def check_args(name: str, args: Mapping[str, Any], kind: type) -> None:
-    known = [p for p in inspect.signature(kind).parameters if p not in ("params", "lr")]
-    unknown = {f"optimizer.args.{key}": f"{name} has no argument {key}.{nearest(key, tuple(known))}"
-               for key in args if key not in known}
-    if unknown:
-        raise ConfigError(unknown)
+def _check_names(name: str, args: Mapping[str, Any], kind: type) -> None:
+    known = tuple(p for p in inspect.signature(kind).parameters if p not in ("params", *SETTINGS))
+    problems = {}
+    for key in args:
+        if key in SETTINGS:
+            problems[f"optimizer.args.{key}"] = f"{key} is a setting of its own: optimizer.{key}"
+        elif key not in known:
+            problems[f"optimizer.args.{key}"] = (
+                f"{name} has no argument {key}.{nearest(key, known)}")
+    if problems:
+        raise ConfigError(problems)

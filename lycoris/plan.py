@@ -143,6 +143,8 @@ def with_free_name(run: Config, name: str = "") -> Config:
 
 def _measured(run: Config, family: Family, assignments: Sequence[Assignment],
               dataset: Dataset | None, buckets: Sequence[tuple[int, int]]) -> Sizes:
+    if not run.output.name:
+        run = with_free_name(run)  # the name is in the metadata too
     facts = facts_of(run, buckets)
     described = metadata.with_hashes(metadata.describe(run, family, dataset, facts), None)
     return sizes.measure(assignments, run.output.dtype, described)
@@ -179,7 +181,8 @@ def match(run: Config, algo: str, family: Family, target: int | None = None) -> 
 
 
 def check_names(run: Config) -> None:
-    """Every setting that must name an entry of a catalogue does; all problems at once."""
+    """Every setting that must name an entry of a catalogue does, and the entries take their own
+    settings; all problems at once."""
     catalogues: Mapping[str, Sequence[str]] = names()
     problems: dict[str, str] = {}
     for path, leaf in config.LEAVES.items():
@@ -191,6 +194,11 @@ def check_names(run: Config) -> None:
     if "network.algo" not in problems:
         try:
             algorithms.read_options(run.network.algo, run.network.options)
+        except ConfigError as error:
+            problems |= error.problems
+    if "optimizer.name" not in problems:
+        try:
+            optimizers.check(run.optimizer.name, run.optimizer.args)
         except ConfigError as error:
             problems |= error.problems
     if problems:

@@ -4,14 +4,18 @@
                   samples/  checkpoints/  state/  requests/
 
 The state of a run is derived from its events and from whether that very process is alive; nothing
-stores it, so nothing can go stale. Control is by empty files in requests/.
+stores it, so nothing can go stale. Control is by small files in requests/.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,25 +30,45 @@ EVENTS = "events.jsonl"
 
 @dataclass(frozen=True)
 class Process:
-    """One process of this machine, told apart from a later one with the same pid."""
+    """One process of this machine, told apart from a later one with the same pid.
+
+    `born` is in seconds, since boot on Linux and since 1970 elsewhere: both are written down by the
+    kernel when the process starts, so setting the clock changes neither.
+    """
 
     pid: int
     born: float
 
     @classmethod
+    def of(cls, pid: int) -> Process | None:
+        """The process that has this pid now; None where there is none."""
+        try:
+            return cls(pid, _born(pid))
+        except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            return None
+
+    @classmethod
     def this(cls) -> Process:
-        return cls(os.getpid(), psutil.Process().create_time())
+        return cls(os.getpid(), _born(os.getpid()))
 
     @property
     def alive(self) -> bool:
+        now = Process.of(self.pid)
+        if now is None or abs(now.born - self.born) > 0.5:
+            return False
         try:
-            process = psutil.Process(self.pid)
-            return (abs(process.create_time() - self.born) < 1.0
-                    and process.status() != psutil.STATUS_ZOMBIE)
+            return psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
         except psutil.AccessDenied:
-            return True  # there, but another user's: its start time was read above or not at all
+            return True  # another user's, and there
+
+
+def _born(pid: int) -> float:
+    if sys.platform != "linux":
+        return psutil.Process(pid).create_time()
+    after_name = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2]
+    return int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -80,7 +104,10 @@ class History:
             case events.Step():
                 self.stage = None
                 self.steps.append(event)
-            case events.Sampled():
+            case events.Sampled():  # painted again after a resume at the same step: the later one
+                place = (event.step, event.index, event.contestant)
+                self.samples = [s for s in self.samples
+                                if (s.step, s.index, s.contestant) != place]
                 self.samples.append(event)
             case events.Saved():
                 self.saves.append(event)
@@ -97,12 +124,15 @@ class History:
 
 
 class RunFolder:
-    """One run on disk. Reading is incremental: keep the object and call `history()` again."""
+    """One run on disk. Reading is incremental: keep the object and call `history()` again, from
+    any thread."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        self._reading = threading.Lock()
         self._history = History()
         self._offset = 0
+        self._first = b""
 
     @property
     def name(self) -> str:
@@ -154,13 +184,23 @@ class RunFolder:
         return [pair for pair in found if pair], offset + len(whole) + bool(whole)
 
     def history(self) -> History:
-        pairs, offset = self.tail(self._offset)
-        if offset < self._offset:
-            self._history = History()
-        self._offset = offset
-        for at, event in pairs:
-            self._history.add(at, event)
-        return self._history
+        with self._reading:
+            first = self._first_line()
+            if first != self._first:  # another run under the same name: read it from its start
+                self._history, self._offset, self._first = History(), 0, first
+            pairs, self._offset = self.tail(self._offset)
+            for at, event in pairs:
+                self._history.add(at, event)
+            return self._history
+
+    def _first_line(self) -> bytes:
+        """It carries the time and the process, so no two runs begin alike; empty until whole."""
+        try:
+            with (self.path / EVENTS).open("rb") as file:
+                line = file.readline(4096)
+        except FileNotFoundError:
+            return b""
+        return line if line.endswith(b"\n") else b""
 
     @property
     def process(self) -> Process | None:
@@ -194,15 +234,39 @@ class RunFolder:
             return set()
 
     def requested_at(self, name: str) -> float:
-        """When it was asked for; 0 where it was not. Orders the queue."""
+        """When it was asked for, in seconds since 1970; 0 where it was not. Orders the queue."""
+        path = self.path / "requests" / name
         try:
-            return float((self.path / "requests" / name).read_text())
+            text = path.read_text("utf-8")
+            return float(text) if text.strip() else path.stat().st_mtime  # made by `touch`
         except (FileNotFoundError, ValueError):
             return 0.0
 
     def clear(self, names: Iterable[str]) -> None:
         for name in names:
             durable.remove(self.path / "requests" / name)
+
+    def clear_before(self, moment: float) -> None:
+        """Drop what was asked of an earlier process; what was asked since stays."""
+        self.clear(name for name in REQUESTS if self.requested_at(name) < moment)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Only one process works in the folder; the lock goes with the process, however it ends.
+
+        Raises RunError where another one holds it.
+        """
+        with (self.path / "lock").open("ab") as file:
+            try:
+                _lock(file.fileno())
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                    raise RunError(f"The run {self.name} is going on already, in another process.",
+                                   "Stop it first, or wait for its end.") from None
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
+                    raise durable.disk_error(error, self.path / "lock") from error
+                # some network drives have no locks; whether its process lives was asked before
+            yield
 
     def log_tail(self, lines: int = 30) -> str:
         try:
@@ -232,3 +296,15 @@ def list_runs(folder: Path) -> list[RunFolder]:
     found = [RunFolder(entry.path) for entry in entries
              if (Path(entry.path) / "config.toml").is_file()]
     return sorted(found, key=lambda run: run.config_file.stat().st_mtime, reverse=True)
+
+
+if os.name == "nt":
+    import msvcrt
+
+    def _lock(handle: int) -> None:
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock(handle: int) -> None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

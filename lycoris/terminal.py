@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -26,6 +27,11 @@ class Terminal:
         self._stage = ""
 
     def __enter__(self) -> Terminal:
+        if isinstance(self.out, io.TextIOWrapper):  # a pipe on Windows is not UTF-8 by itself
+            if self.as_json:
+                self.out.reconfigure(encoding="utf-8")
+            else:
+                self.out.reconfigure(errors="backslashreplace")
         if self.as_json:
             sys.stdout = sys.stderr
         return self

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from . import (
 from .checkpoint import Progress
 from .data import cache, captions
 from .data.loader import Batches
-from .errors import Diverged, OutOfMemory
+from .errors import DiskError, Diverged, OutOfMemory
 from .families import Model
 from .network import LycorisNetwork
 from .plan import Plan, facts_of
@@ -39,6 +40,7 @@ from .registry import pick
 Emit = Callable[[events.Event], None]
 Asked = Callable[[], set[str]]
 AVERAGE = 0.9  # decay of the loss's moving average
+LOADING, ENCODING, PAINTING = "loading the model", "encoding the pictures", "painting samples"
 
 
 def run(plan: Plan, where: Path, emit: Emit, asked: Asked) -> events.Finished:
@@ -57,7 +59,7 @@ def run(plan: Plan, where: Path, emit: Emit, asked: Asked) -> events.Finished:
         emit(ended)
         return ended
     except torch.OutOfMemoryError as error:
-        raise OutOfMemory(session.doing, _lighter(plan)) from error
+        raise OutOfMemory(session.doing, _lighter(plan, session.doing)) from error
 
 
 class _Stopped(Exception):
@@ -71,7 +73,7 @@ class Session:
     plan: Plan
     where: Path
     emit: Emit
-    doing: str = "loading the model"
+    doing: str = LOADING
     progress: Progress = field(default_factory=Progress)
 
     def prepare(self, asked: Asked) -> None:
@@ -80,10 +82,10 @@ class Session:
         self.device = devices.choose(run.train.device)
         self.precision = devices.precision(run.train.precision, self.device)
         durable.sweep(self.where)
-        emit(events.Stage("loading the model", 0, 0))
+        emit(events.Stage(LOADING, 0, 0))
         self.model: Model = self.plan.family.load(
             self.device, devices.base_dtype(run.model.dtype, self.precision))
-        self.doing = "encoding the pictures"
+        self.doing = ENCODING
         pictures = self.plan.dataset.readable if self.plan.dataset else ()
         self.latents = cache.encode(
             self.model, [p.path for p in pictures], self.plan.buckets,
@@ -108,20 +110,22 @@ class Session:
     def train(self, asked: Asked) -> events.Finished:
         """The loop. Requests, samples and checkpoints are seen to between steps."""
         run = self.plan.config
+        wanted: set[str] = set()
         if self.progress.step == 0 and run.sample.every:
-            self.sample()
+            wanted = self.sample(asked)
         while self.progress.step < run.train.steps:
-            wanted = asked()
+            wanted |= asked()
+            if "sample" in wanted:
+                wanted |= self.sample(asked)
             if "save" in wanted:
                 self.save()
-            if "sample" in wanted:
-                self.sample()
             if "stop" in wanted:
                 return self.finish("stopped")
             self.advance()
+            wanted = set()
             step, last = self.progress.step, self.progress.step == run.train.steps
             if run.sample.every and (step % run.sample.every == 0 or last):
-                self.sample()
+                wanted = self.sample(asked)
             if run.train.checkpoint_every and step % run.train.checkpoint_every == 0 and not last:
                 self.save()
         return self.finish("done")
@@ -140,9 +144,12 @@ class Session:
             part = self._loss(step, micro) / run.train.accumulate
             self.scaler.scale(part).backward()
             loss += part.item()
-        self._refuse_nonfinite(loss, step)
+        if not math.isfinite(loss):
+            raise self._diverged("loss", loss, step)
         norm = self._clip()
-        self._refuse_nonfinite(norm, step)
+        # A scaler leaves out a step that overflows and halves its scale; at 1 it is not its doing.
+        if not math.isfinite(norm) and self.scaler.get_scale() <= 1:
+            raise self._diverged("gradient", norm, step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -195,6 +202,7 @@ class Session:
         return lambda texts: torch.stack([known[text] for text in texts]).to(self.device)
 
     def _arithmetic(self) -> AbstractContextManager:
+        """Of the training step alone: under it the autoencoder would not stay in fp32."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, devices.DTYPES[self.precision])
@@ -205,33 +213,40 @@ class Session:
         limit = self.plan.config.train.clip_norm or math.inf
         return torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit).item()
 
-    def _refuse_nonfinite(self, value: float, step: int) -> None:
-        """Stop before the optimiser spreads it; a loss scaler skips its own overflows."""
-        if math.isfinite(value) or (self.scaler.is_enabled() and value > 0):
-            return
+    def _diverged(self, what: str, value: float, step: int) -> Diverged:
+        """To be raised before the optimiser spreads it."""
         members = [i for micro in range(self.plan.config.train.accumulate)
                    for i in self.batches.at(step * self.plan.config.train.accumulate + micro)]
-        raise Diverged(step + 1, value, [self.names[i] for i in members])
+        return Diverged(step + 1, value, [self.names[i] for i in members], what)
 
-    def sample(self) -> None:
-        """Paint the sample prompts as the adapter stands; one seed each."""
+    def sample(self, asked: Asked) -> set[str]:
+        """Paint the sample prompts as the adapter stands, as compare would; one seed each.
+
+        Returns what was asked meanwhile; a stop ends the painting.
+        """
         run, step = self.plan.config, self.progress.step
-        self.doing = "painting samples"
+        heard: set[str] = set()
+
+        def stopped() -> bool:
+            heard.update(asked())
+            return "stop" in heard
+
+        self.doing = PAINTING
         jobs = [sampling.Job(prompt, run.sample.seeds[0] if run.sample.seeds else 1)
                 for prompt in run.sample.prompts]
         how = sampling.settings_of(run.sample, run.dataset.resolution,
                                    self.plan.family.side_multiple)
         self.emit(events.Stage(self.doing, 0, len(jobs)))
         self.network.eval()
-        with self._arithmetic():
-            for index, image in enumerate(sampling.paint(self.model, jobs, how)):
-                name = f"samples/step-{step:06d}-{index:02d}.png"
-                texts = sampling.recipe(jobs[index], how, self.plan.family.base.name,
-                                        {"run": config.run_name(run), "step": step})
-                sampling.write_png(self.where / name, image, texts)
-                self.emit(events.Sampled(step, index, name, jobs[index].prompt, jobs[index].seed))
-                self.emit(events.Stage(self.doing, index + 1, len(jobs)))
+        for index, image in enumerate(sampling.paint(self.model, jobs, how, stopped)):
+            name = f"samples/step-{step:06d}-{index:02d}.png"
+            texts = sampling.recipe(jobs[index], how, self.plan.family.base.name,
+                                    {"run": config.run_name(run), "step": step})
+            sampling.write_png(self.where / name, image, texts)
+            self.emit(events.Sampled(step, index, name, jobs[index].prompt, jobs[index].seed))
+            self.emit(events.Stage(self.doing, index + 1, len(jobs)))
         self.model.train_mode(checkpointing=run.train.gradient_checkpointing)
+        return heard
 
     def save(self) -> None:
         """A checkpoint: the state to resume from, then the adapter file, then the old ones go."""
@@ -243,8 +258,7 @@ class Session:
         self._save_adapter(path)
         keep = self.plan.config.train.keep_checkpoints
         if keep:
-            for old in sorted(folder.glob(f"{name}-*.safetensors"))[:-keep]:
-                durable.remove(old)
+            self._unless_held(checkpoint.prune, folder, name, self.progress.step, keep)
 
     def finish(self, reason: str) -> events.Finished:
         self.doing = "saving"
@@ -260,6 +274,14 @@ class Session:
         folder = durable.make_folder(self.where / "state")
         checkpoint.save(folder, self.network, self.optimizer, self.progress,
                         self.scaler.state_dict())
+        self._unless_held(checkpoint.tidy, folder, self.progress.step)
+
+    def _unless_held(self, remove: Callable[..., None], *what: Any) -> None:
+        """Superfluous files go; one that another program holds open (Windows) ends no run."""
+        try:
+            remove(*what)
+        except DiskError as error:
+            self.emit(events.Warned(error.message, error.fix))
 
     def _save_adapter(self, path: Path) -> Path:
         run, plan = self.plan.config, self.plan
@@ -277,8 +299,10 @@ class Session:
     def _resume(self) -> None:
         """From the newest whole state; a fresh run gets its times and its id here."""
         state, problems = checkpoint.load(self.where / "state")
+        before = ("The checkpoint before it is used." if state else
+                  "No checkpoint is whole, so the run starts from the beginning.")
         for text in problems:
-            self.emit(events.Warned(text, "The checkpoint before it is used."))
+            self.emit(events.Warned(text, before))
         if state is None:
             now = time.time()
             self.progress = Progress(started=now, session=int(now * 1000) % 10**10)
@@ -306,17 +330,27 @@ def _optimizer(plan: Plan, network: LycorisNetwork) -> torch.optim.Optimizer:
     return optimizers.make(settings.name, groups, settings.weight_decay, settings.args)
 
 
-def _lighter(plan: Plan) -> list[str]:
-    """Settings that take less memory, the cheapest to give up first."""
-    run, found = plan.config, []
-    if not run.train.gradient_checkpointing:
-        found.append("set train.gradient_checkpointing to true")
-    if run.train.batch_size > 1:
-        found.append(f"halve train.batch_size to {run.train.batch_size // 2} and double "
-                     "train.accumulate")
+def _lighter(plan: Plan, doing: str) -> list[str]:
+    """Settings that take less memory in what was being done, the cheapest to give up first.
+
+    What changes what the run is about needs a new one; the rest can be changed on resuming.
+    """
+    run = plan.config
+    smaller = f"start a new run with a lower dataset.resolution than {run.dataset.resolution}"
+    if doing == ENCODING:
+        return [smaller]
+    if doing == PAINTING:
+        return ["resume with a lower sample.width and sample.height", "resume with sample.every=0"]
+    found = []
     if run.model.dtype != "auto" or run.train.precision == "fp32":
-        found.append("set train.precision and model.dtype to auto")
+        found.append("resume with train.precision=auto and model.dtype=auto")
+    if doing == LOADING:
+        return [*found, "close other programs that use the device"]
+    if not run.train.gradient_checkpointing:
+        found.append("resume with train.gradient_checkpointing=true")
+    if run.train.batch_size > 1:
+        found.append(f"start a new run with train.batch_size={run.train.batch_size // 2} and "
+                     f"train.accumulate={run.train.accumulate * 2}")
     if run.optimizer.name == "AdamW":
-        found.append("choose AdamW8bit")
-    found.append(f"lower dataset.resolution from {run.dataset.resolution}")
-    return found
+        found.append("start a new run with optimizer.name=AdamW8bit")
+    return [*found, smaller]

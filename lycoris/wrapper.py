@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from . import adapterfile, algorithms, knobs, registry
 from .algorithms import Layer
@@ -22,6 +22,7 @@ from .network import LycorisNetwork
 
 SHELL = {leaf.name: leaf for path, leaf in LEAVES.items() if path.startswith("network.")}
 TAKEN = ("algo", "preset", "dim", "alpha", "options", "text_encoder")
+LINEAR = {"linear_dim": SHELL["dim"], "linear_alpha": SHELL["alpha"]}
 
 
 def create_lycoris(module: nn.Module, multiplier: float = 1.0, linear_dim: int = 4,
@@ -36,8 +37,9 @@ def create_lycoris(module: nn.Module, multiplier: float = 1.0, linear_dim: int =
     shell = {name: leaf for name, leaf in SHELL.items() if name not in TAKEN}
     problems: dict[str, str] = {}
     values: dict[str, Any] = {}
-    for name, value in options.items():
-        leaf = shell.get(name) or own.get(name)
+    given = {"linear_dim": linear_dim, "linear_alpha": linear_alpha, **options}
+    for name, value in given.items():
+        leaf = LINEAR.get(name) or shell.get(name) or own.get(name)
         if leaf is None:
             problems[name] = f"{algo} has no option {name}." + knobs.nearest(name, shell | own)
             continue
@@ -48,7 +50,8 @@ def create_lycoris(module: nn.Module, multiplier: float = 1.0, linear_dim: int =
     if problems:
         raise ConfigError(problems)
     network = dataclasses.replace(
-        NetworkConfig(algo=algo, preset=preset, dim=linear_dim, alpha=float(linear_alpha)),
+        NetworkConfig(algo=algo, preset=preset, dim=values["linear_dim"],
+                      alpha=values["linear_alpha"]),
         options={name: value for name, value in values.items() if name in own},
         **{name: value for name, value in values.items() if name in shell})
     chosen = _chosen(module, preset)
@@ -60,9 +63,11 @@ def create_lycoris(module: nn.Module, multiplier: float = 1.0, linear_dim: int =
     return made
 
 
-def create_lycoris_from_weights(multiplier: float, file: Path | str,
-                                module: nn.Module) -> LycorisNetwork:
-    """The network a file describes, over `module`, with its weights, not yet attached.
+def create_lycoris_from_weights(
+        multiplier: float, file: Path | str,
+        module: nn.Module) -> tuple[LycorisNetwork, dict[str, Tensor]]:
+    """(network, tensors): the network a file describes, over `module`, with its weights, not yet
+    attached, and the file's own tensors by their keys.
 
     Keys may begin with lycoris_ (as create_lycoris writes them) or as the module's part does in a
     whole model's file (lora_unet_, lora_te_). AdapterError where nothing fits.
@@ -81,7 +86,7 @@ def create_lycoris_from_weights(multiplier: float, file: Path | str,
     found = adapterfile.match(opened, layers, key, type(module).__name__)
     network = LycorisNetwork.from_file(opened, found.assignments, {"": module})
     network.set_multiplier(multiplier)
-    return network.requires_grad_(True)
+    return network.requires_grad_(True), opened.tensors
 
 
 def _key(layer: Layer) -> str:

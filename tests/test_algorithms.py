@@ -242,6 +242,24 @@ def test_norm_cap(algo: str, name: str, options: dict, extras: str) -> None:
     assert case.adapter.scaled_delta(weight).norm().item() == pytest.approx(norm / 3, rel=1e-4)
 
 
+@pytest.mark.parametrize("algo", [n for n, e in algorithms.catalogue().items() if e.ranked])
+def test_norm_cap_counts_all_ranks_and_draws_nothing(algo: str) -> None:
+    """The norm of the whole dW, not of what rank dropout leaves of it, in training too."""
+    case = Case(algo, "linear", {}, "plain")
+    case.stir()
+    case.adapter.extras = Extras(rank_dropout=0.5)
+    weight = case.module.weight.detach()
+    norm = case.adapter.eval().scaled_delta(weight).norm().item()
+    case.network.train()
+    stream = torch.get_rng_state()
+    for _ in range(5):
+        assert case.network.apply_max_norm_regularization(norm * 2) == pytest.approx(
+            (0, norm, norm))
+    assert case.network.apply_max_norm_regularization(norm / 3)[0] == 1
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert case.adapter.eval().scaled_delta(weight).norm().item() == pytest.approx(norm / 3, 1e-4)
+
+
 def test_dropout_silences_its_share_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     module = nn.Linear(16, 400)

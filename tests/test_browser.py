@@ -170,6 +170,24 @@ def test_the_size_follows_the_settings(app: App, page: Any) -> None:
     page.wait_for_function("t => document.querySelector('.plan .v').innerText === t", arg=before)
 
 
+def test_a_number_may_lie_beyond_its_slider(app: App, page: Any) -> None:
+    tab(page, "Algorithm")
+    page.wait_for_selector(".plan .v")
+    slider = page.get_by_label("Dim, slider")
+    assert slider.get_attribute("max") == "128"
+    fill(page, "network.dim", "256")
+    settled(app, "dim", "256")
+    page.wait_for_function("document.querySelector('.range input').value === '256'")
+    fill(page, "network.alpha", "0.25")
+    page.get_by_text("alpha / dim = 0.000977").wait_for()
+    fill(page, "network.alpha", "")
+    page.get_by_text("network.alpha is empty").wait_for()
+    fill(page, "network.alpha", "8")
+    slider.fill("8")
+    settled(app, "dim", "8")
+    assert page.locator("[id='network.dim'] input").input_value() == "8"
+
+
 def test_a_wrong_setting_is_marked_and_explained(app: App, page: Any) -> None:
     tab(page, "Train")
     fill(page, "train.steps", "0")
@@ -180,6 +198,8 @@ def test_a_wrong_setting_is_marked_and_explained(app: App, page: Any) -> None:
     fill(page, "sample.every", "12")
     fill(page, "train.checkpoint_every", "8")
     settled(app, "steps", str(STEPS))
+    settled(app, "every", "12")
+    settled(app, "checkpoint_every", "8")
 
 
 def test_captions_are_saved_as_they_are_written(app: App, page: Any) -> None:
@@ -201,6 +221,41 @@ def test_captions_are_saved_as_they_are_written(app: App, page: Any) -> None:
     page.locator(".scroll").focus()
     page.keyboard.press("ArrowRight")
     page.get_by_text("Caption of zorb_04.png").wait_for()
+
+
+def test_words_are_kept_until_they_are_saved(app: App, page: Any) -> None:
+    """Another program writes the same caption, then the disk refuses: nothing typed is lost."""
+    page.wait_for_function("f => lyco.dataset.folder === f", arg=str(app.folder / "zorb"))
+    page.locator(".thumbs figure").nth(4).click()
+    page.get_by_text("Caption of zorb_05.png").wait_for()
+    file, field = app.folder / "zorb" / "zorb_05.txt", page.locator("#caption-text")
+    before = file.read_text()
+    file.write_text("from another program\n")
+    field.fill("mine")
+    field.blur()
+    page.get_by_text("changed this caption to “from another program”").wait_for()
+    page.wait_for_function("lyco.dataset.items[4].caption === 'from another program'")
+    assert field.input_value() == "mine" and file.read_text() == "from another program\n"
+    page.get_by_role("button", name="Next", exact=True).click()
+    page.get_by_text("Caption of zorb_06.png").wait_for()
+    page.locator(".thumbs figure").nth(4).get_by_text("not saved").wait_for()
+    page.get_by_role("button", name="Previous", exact=True).click()
+    page.get_by_text("Caption of zorb_05.png").wait_for()
+    assert field.input_value() == "mine"
+    page.get_by_role("button", name="Save yours").click()
+    app.wait(lambda: file.read_text() == "mine\n", 60)
+    full = json.dumps({"error": {"message": "The disk is full.", "fix": "Make room."}})
+    page.route("**/api/save_caption", lambda route: route.fulfill(status=422, body=full))
+    field.fill(before.strip())
+    page.get_by_text("Not saved: The disk is full.").wait_for()
+    page.route("**/api/gallery", lambda route: route.fulfill(status=422, body=full))
+    page.get_by_text("No picture chosen").wait_for()
+    page.unroute("**/api/gallery")
+    page.get_by_text("Not saved: The disk is full.").wait_for()
+    assert field.input_value() == before.strip() and file.read_text() == "mine\n"
+    page.unroute("**/api/save_caption")
+    page.get_by_role("button", name="Next", exact=True).click()
+    app.wait(lambda: file.read_text() == before, 60)
 
 
 def test_all_captions_at_once_with_a_preview(app: App, page: Any) -> None:
@@ -271,9 +326,14 @@ def test_a_pair_is_trained_watched_and_compared(app: App, page: Any) -> None:
     page.close()
     app.wait(lambda: app.run("zorb-loha").get("state") == "done")
     page = context.new_page()
+    page.add_init_script("""window.drawn = new Set();
+        const write = CanvasRenderingContext2D.prototype.fillText;
+        CanvasRenderingContext2D.prototype.fillText = function (text, ...where) {
+            drawn.add(text); return write.call(this, text, ...where); };""")
     visit(app, page)
     tab(page, "Train")
     page.get_by_text("zorb-loha").first.wait_for()
+    page.wait_for_function("drawn.has('●') && drawn.has('▪')")
     page.wait_for_function("document.querySelectorAll('.strip img').length === 9")
     page.wait_for_function("[...document.querySelectorAll('.strip img')].every(i => i.complete)")
     drawn = page.evaluate("""() => { const c = document.querySelector('canvas.loss');
@@ -307,6 +367,26 @@ def test_a_pair_is_trained_watched_and_compared(app: App, page: Any) -> None:
     page.locator(".lightbox").get_by_text("zorb-lora").first.wait_for()
     page.keyboard.press("Escape")
     page.locator(".lightbox").wait_for(state="detached")
+
+
+def test_compare_stands_as_it_was_left(app: App, page: Any) -> None:
+    tab(page, "Compare")
+    field = page.locator("#compare-prompts textarea")
+    field.fill("a zorb in a box")
+    page.locator("#weights textarea, #weights input").first.fill("1, 0.8")
+    page.locator("#contestants .token", has_text="zorb-loha").locator(".token-remove").click()
+    kept = app.folder / "compare.json"
+    app.wait(lambda: kept.exists() and "loha" not in kept.read_text() and "0.8" in kept.read_text()
+             and "in a box" in kept.read_text(), 60)
+    context = page.context
+    page.close()
+    page = context.new_page()
+    visit(app, page)
+    tab(page, "Compare")
+    assert page.locator("#compare-prompts textarea").input_value() == "a zorb in a box"
+    assert page.locator("#weights textarea, #weights input").first.input_value() == "1, 0.8"
+    chosen = page.locator("#contestants").inner_text()
+    assert "zorb-lora" in chosen and "zorb-loha" not in chosen
 
 
 def test_stop_resume_and_a_restart_of_the_app(app: App, page: Any) -> None:

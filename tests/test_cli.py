@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lycoris import runs
@@ -178,6 +179,27 @@ def test_json_is_the_only_thing_on_stdout(small: list[str]) -> None:
     assert lines[0]["event"] == "started" and lines[-1]["event"] == "finished"
 
 
+def test_any_prompt_passes_a_pipe_that_is_not_utf8(small: list[str]) -> None:
+    """A pipe on Windows speaks cp1252 by itself."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lycoris", "train", *small, 'sample.prompts=["一只猫 🐈"]',
+         "--json"],
+        cwd=ROOT, capture_output=True, check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "cp1252"})
+    told = [json.loads(line) for line in done.stdout.decode("utf-8").splitlines()]
+    assert {e["prompt"] for e in told if e["event"] == "sampled"} == {"一只猫 🐈"}
+
+
+def test_a_broken_settings_file_of_a_run_is_told_in_its_folder(
+        lycoris: Verb, small: list[str], tmp_path: Path) -> None:
+    lycoris("train", *small)
+    run = runs.RunFolder(tmp_path / "runs" / "one")
+    run.config_file.write_text(run.config_file.read_text().replace("dim = 2", "dim = 0"))
+    code, _, _ = lycoris("train", str(run.path))
+    failed = run.history().failed
+    assert code == 2 and run.state() == "failed" and failed and "network.dim" in failed.message
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_save_first(small: list[str], tmp_path: Path, number: int, code: int) -> None:
     run = runs.RunFolder(tmp_path / "runs" / "one")
@@ -232,12 +254,22 @@ def test_kill_at_random_moments_and_resume(small: list[str], tmp_path: Path, alg
         process = _start("train", str(run.path))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    a = load_file(tmp_path / "runs" / "whole" / "whole.safetensors")
-    b = load_file(run.adapter_file)
+    file = tmp_path / "runs" / "whole" / "whole.safetensors"
+    a, b = load_file(file), load_file(run.adapter_file)
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert _told(run.adapter_file) == {key: text.replace("whole", "one")
+                                       for key, text in _told(file).items()}
     numbers = [s.step for s in run.history().steps]
     assert numbers == sorted(set(numbers)) and numbers[-1] == steps
     assert not list(run.path.rglob("*.tmp"))
+
+
+def _told(file: Path) -> dict[str, str]:
+    """A file's metadata without the times, and the ids and hashes that come of them."""
+    with safe_open(file, "pt") as opened:
+        found = opened.metadata()
+    changing = ("_at", "session_id", "modelspec.date", "sshs_legacy_hash")
+    return {key: text for key, text in found.items() if not key.endswith(changing)}
 
 
 def _start(*arguments: str) -> subprocess.Popen[str]:

@@ -97,6 +97,20 @@ def test_bad_values_are_refused_in_words(override: str, path: str, words: str) -
     assert words in caught.value.problems[path]
 
 
+@pytest.mark.parametrize("seed", [9007199254740993, 2**63 - 1])
+def test_whole_numbers_stay_exact(seed: int) -> None:
+    """Not by way of a float, which holds 53 bits."""
+    for written in (str(seed), seed):
+        assert config.build({"train.seed": written}).train.seed == seed
+    assert config.load(None, [f"sample.seeds=1 {seed}"]).sample.seeds == (1, seed)
+    assert config.build({"network.dim": "1e3"}).network.dim == 1000
+    with pytest.raises(ConfigError, match=f"the most is {2**63 - 1}"):
+        config.build({"train.seed": 2**63})
+    for path in ("train.seed", "optimizer.lr"):
+        with pytest.raises(ConfigError, match=path):
+            config.build({path: 10**400})
+
+
 def test_all_problems_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         config.load(None, ["network.dim=0", "train.steps=-1", "nonsense.at_all=1"])

@@ -106,6 +106,49 @@ def test_kill_at_any_moment(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["caption.txt"]
 
 
+def test_sweep_reaches_the_folders_below(tmp_path: Path) -> None:
+    for name in ("state/.step-000100.abc.tmp", "checkpoints/.x.abc.tmp", ".config.abc.tmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("half")
+    (tmp_path / "state" / "step-000090").write_text("whole")
+    durable.sweep(tmp_path)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["step-000090"]
+
+
+def test_a_file_that_someone_reads_is_replaced_and_removed_later(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows: while another program reads it, a file can be neither replaced nor deleted."""
+    monkeypatch.setattr(durable, "PAUSES", (0.0, 0.0))
+    file = tmp_path / "a.txt"
+    refused: list[str] = []
+
+    def stubborn(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def act(self: Path, *args: Any, **kwargs: Any) -> Any:
+            if refused.count(name) < 2:
+                refused.append(name)
+                raise PermissionError(errno.EACCES, "in use")
+            return real(self, *args, **kwargs)
+
+        return act
+
+    monkeypatch.setattr(Path, "replace", stubborn("replace", Path.replace))
+    durable.write_text(file, "new")
+    assert file.read_text() == "new"
+    monkeypatch.setattr(Path, "unlink", stubborn("unlink", Path.unlink))
+    durable.remove(file)
+    assert not file.exists() and refused == ["replace"] * 2 + ["unlink"] * 2
+
+
+def test_a_file_that_cannot_be_deleted_is_a_typed_error(tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "in use")
+
+    monkeypatch.setattr(Path, "unlink", fail)
+    with pytest.raises(DiskError, match="could not be deleted"):
+        durable.remove(tmp_path / "a.txt")
+
+
 def test_append_repairs_a_torn_line(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     durable.append_line(file, "whole")

@@ -13,6 +13,7 @@ from conftest import TINY_SD, make_base
 
 from lycoris import families, objectives
 from lycoris.errors import ConfigError, ModelFileError
+from lycoris.families import sd
 
 
 @pytest.fixture
@@ -107,15 +108,50 @@ def test_no_model_at_all(tmp_path: Path) -> None:
         families.open_base(tmp_path, "sdxxl")
 
 
-def test_cut_off_weights_are_refused(base: Path) -> None:
-    file = base / "unet" / "diffusion_pytorch_model.safetensors"
-    data = file.read_bytes()
-    file.write_bytes(data[:len(data) // 2])
-    with pytest.raises(ModelFileError, match="unet"):
+FILES = ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json",
+         "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json",
+         "text_encoder/model.safetensors", "tokenizer/tokenizer.json",
+         "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_cut_off_files_are_refused(base: Path, name: str) -> None:
+    """Every file of the model, cut in half, is an error that names its part, not a bug."""
+    data = (base / name).read_bytes()
+    (base / name).write_bytes(data[:len(data) // 2])
+    with pytest.raises(ModelFileError, match=name.partition("/")[0]) as caught:
         families.open_base(base).load(torch.device("cpu"), torch.float32)
-    file.write_bytes(b"\x10")
-    with pytest.raises(ModelFileError, match="not a safetensors file"):
+    assert "copy" in caught.value.fix.lower()
+    (base / name).write_bytes(b"\x10")
+    with pytest.raises(ModelFileError):
+        families.open_base(base).load(torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize(("part", "fact"), [
+    (part, fact) for part, facts in sd.FACTS.items() for fact in facts])
+def test_configs_that_lack_a_fact_are_refused(base: Path, part: str, fact: str) -> None:
+    _edit(base / part / "config.json", lambda c: c.pop(fact))
+    with pytest.raises(ModelFileError, match=rf"{part}.config\.json does not say {fact}"):
         families.open_base(base)
+    _edit(base / part / "config.json", lambda c: c.update({fact: "many"}))
+    with pytest.raises(ModelFileError, match=f"does not say {fact}"):
+        families.open_base(base)
+    (base / part / "config.json").write_text("[]")
+    with pytest.raises(ModelFileError, match="no settings but a list"):
+        families.open_base(base)
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("scheduler/scheduler_config.json", '{"beta_schedule": "steep"}'),
+    ("tokenizer/tokenizer.json", "{}"), ("text_encoder/config.json", "hidden_size"),
+    ("unet/config.json", "down_block_types")])
+def test_nonsense_in_a_config_is_refused(base: Path, name: str, content: str) -> None:
+    if content.startswith("{"):
+        (base / name).write_text(content)
+    else:
+        _edit(base / name, lambda c: c.update({content: 17}))
+    with pytest.raises(ModelFileError, match=name.partition("/")[0]):
+        families.open_base(base).load(torch.device("cpu"), torch.float32)
 
 
 def test_tokens_are_counted_as_the_tokenizer_does() -> None:
@@ -138,19 +174,57 @@ def test_tokens_from_vocab_and_merges(base: Path) -> None:
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     assert families.open_base(base).count_tokens(captions) == whole
+    encoded = _ids(base, captions)
+    (folder / "tokenizer_config.json").unlink()
+    assert torch.equal(_ids(base, captions), encoded), "the length is the text encoder's"
+    assert not torch.equal(encoded[0], encoded[2])
+    (folder / "merges.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelFileError, match=r"merges\.txt cannot be read"):
+        families.open_base(base)
     (folder / "merges.txt").unlink()
-    with pytest.raises(ModelFileError, match=r"no merges\.txt"):
-        families.open_base(base).count_tokens(captions)
+    with pytest.raises(ModelFileError, match=r"no tokenizer\.json, and no merges\.txt"):
+        families.open_base(base)
+
+
+def _ids(base: Path, captions: list[str]) -> torch.Tensor:
+    """What the text encoder is given for some captions."""
+    model = families.open_base(base).load(torch.device("cpu"), torch.float32)
+    given: list[torch.Tensor] = []
+    model.modules["text_encoder"].register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(args[0] if args else kwargs["input_ids"]),
+        with_kwargs=True)
+    model.encode_text(captions)
+    return given[0]
+
+
+def test_a_tokenizer_without_its_words_is_refused(base: Path) -> None:
+    """transformers would make an empty one, and every caption would be the same."""
+    (base / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(ModelFileError, match=r"no vocab\.json and no merges\.txt"):
+        families.open_base(base)
+
+
+@pytest.mark.parametrize("rows", [945, 49_408])
+def test_a_tokenizer_of_another_model_is_refused(base: Path, rows: int) -> None:
+    _edit(base / "text_encoder" / "config.json", lambda c: c.update(vocab_size=rows))
+    with pytest.raises(ModelFileError, match=f"knows 946 tokens, its text encoder {rows:,}"):
+        families.open_base(base).load(torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize("name", list(objectives.OBJECTIVES))
-def test_split_inverts_target(name: str) -> None:
+def test_samplers_take_a_perfect_prediction_back_to_the_picture(name: str) -> None:
+    """What training asks for is what sampling takes the prediction for."""
+    from diffusers import DDIMScheduler
+
     torch.manual_seed(0)
-    objective = objectives.make(name, torch.linspace(0.999, 0.01, 1000))
-    x0, n = torch.randn(2, 16, 4, 8, 8)
-    t = torch.randint(0, 1000, (16,))
-    back = objective.split(objective.target(x0, n, t), objective.noised(x0, n, t), t)
-    assert torch.allclose(back[0], x0, atol=1e-3) and torch.allclose(back[1], n, atol=1e-3)
+    sampler = DDIMScheduler(prediction_type=name, clip_sample=False)
+    sampler.set_timesteps(1000)
+    objective = objectives.make(name, sampler.alphas_cumprod)
+    x0, n = torch.randn(2, 1, 4, 8, 8)
+    for t in (1, 300, 900):
+        at = torch.tensor([t])
+        back = sampler.step(objective.target(x0, n, at), t, objective.noised(x0, n, at))
+        assert torch.allclose(back.pred_original_sample, x0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", list(objectives.OBJECTIVES))

@@ -13,7 +13,17 @@ from conftest import make_base
 from torch import nn
 
 import lycoris
-from lycoris import adapterfile, contestants, families, inspect, metadata, plan, tensorfile, trainer
+from lycoris import (
+    adapterfile,
+    contestants,
+    families,
+    inspect,
+    knobs,
+    metadata,
+    plan,
+    tensorfile,
+    trainer,
+)
 from lycoris.adapterfile import AdapterFile
 from lycoris.config import Config
 from lycoris.errors import AdapterError, ConfigError
@@ -58,7 +68,19 @@ def test_metadata_for_other_programs(trained: Callable[[str], tuple[Path, Config
     assert tags == {"a plain": 3, "one colour": 3}
     assert found["modelspec.architecture"] == "stable-diffusion-v1/lora"
     assert found["modelspec.sai_model_spec"] == "1.0.1"
-    assert metadata.config_of(found) == run, "the whole recipe"
+    assert metadata.config_of(found) == knobs.replace(
+        run, {"output.folder": Config().output.folder}), "all but where on this machine"
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ('{"network.dim": 8, "network.dropout": 7, "train.of_tomorrow": 1, "output.name": "a/b"}',
+     knobs.replace(Config(), {"network.dim": 8})),
+    ("{}", Config()), ("[1]", None), ("3", None), ("null", None), ("no json", None),
+    ("[" * 100_000, None)])
+def test_settings_of_another_version_are_no_obstacle(text: str, expected: Config | None) -> None:
+    """An adapter is painted whatever its metadata says; what cannot be used is left out."""
+    assert metadata.config_of({metadata.CONFIG_KEY: text}) == expected
+    assert metadata.config_of({}) is None
 
 
 def test_hashes_are_those_other_programs_compute(
@@ -136,7 +158,9 @@ def test_round_trip_through_the_public_api(algo: str, tmp_path: Path) -> None:
     other = lycoris.create_lycoris(root, 1.0, 3, 1, algo)
     with pytest.raises(AdapterError, match="does not fit"):
         other.load_weights(tmp_path / "a.safetensors")
-    lycoris.create_lycoris_from_weights(1.0, tmp_path / "a.safetensors", root).merge_to()
+    found, tensors = lycoris.create_lycoris_from_weights(1.0, tmp_path / "a.safetensors", root)
+    assert set(tensors) == set(network.file_tensors()), "as the reference package returns them"
+    found.merge_to()
     assert torch.allclose(root(x), trained, atol=1e-5)
 
 
@@ -153,6 +177,13 @@ def test_the_public_api_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ConfigError, match="true or false"):
         lycoris.create_lycoris(root, dora_wd="False!")
     assert lycoris.create_lycoris(root, dora_wd="False") is not None
+    with pytest.raises(ConfigError, match="linear_dim is 0; the least is 1") as caught:
+        lycoris.create_lycoris(root, linear_dim=0, linear_alpha=0, dropout=2)
+    assert set(caught.value.problems) == {"linear_dim", "linear_alpha", "dropout"}
+    with pytest.raises(ConfigError, match="linear_dim expects a whole number"):
+        lycoris.create_lycoris(root, linear_dim=2.5)
+    made = next(iter(lycoris.create_lycoris(root, linear_dim="4", linear_alpha="2")))
+    assert (made.algorithm.dim, made.algorithm.alpha) == (4, 2.0)
 
 
 def test_bare_parts_follow_their_family(small_base: Path,
@@ -162,7 +193,7 @@ def test_bare_parts_follow_their_family(small_base: Path,
     network = lycoris.create_lycoris(unet, preset="attn-only")
     assert len(network) == 32 and all("attn" in key for key in network.adapters)
     path, _ = trained("loha")
-    from_run = lycoris.create_lycoris_from_weights(1.0, path, unet)
+    from_run, _ = lycoris.create_lycoris_from_weights(1.0, path, unet)
     assert all(key.startswith("lora_unet_") for key in from_run.adapters)
 
 
@@ -232,7 +263,7 @@ def test_alpha_missing_means_scale_one(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.safetensors", {"lycoris_0.lora_up.weight": up,
                                                "lycoris_0.lora_down.weight": down})
     plain = root[0].weight.detach().clone()
-    lycoris.create_lycoris_from_weights(1.0, path, root).merge_to()
+    lycoris.create_lycoris_from_weights(1.0, path, root)[0].merge_to()
     assert torch.allclose(root[0].weight, plain + up @ down, atol=1e-5)
 
 

@@ -19,7 +19,7 @@ FLOORS = {
     3: ("data", "assignments", "sizes", "metadata", "plan", "adapterfile", "network", "checkpoint",
         "sampling", "contestants", "grid", "wrapper"),
     4: ("trainer", "sample", "compare", "caption", "inspect"),
-    5: ("terminal", "__main__", "__init__"),
+    5: ("arguments", "terminal", "__main__", "__init__"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 # What the page may know of the engine: facts, names, the plan; never weights.
@@ -143,7 +143,8 @@ def test_starting_the_page_loads_no_model_library() -> None:
             "from lycogui import ui\nfrom lycogui.workspace import Workspace\n"
             "w = Workspace(Path(tempfile.mkdtemp()) / 'last.toml')\n"
             "ui.build(w); w.jobs.close()\n"
-            "print(sorted({'diffusers', 'transformers', 'bitsandbytes'} & set(sys.modules)))")
+            "print(sorted({'diffusers', 'transformers', 'bitsandbytes', 'lycoris.network'}"
+            " & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                           check=False)
     assert done.returncode == 0, done.stderr

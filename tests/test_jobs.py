@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +16,12 @@ import pytest
 
 from lycogui import jobs as jobs_module
 from lycogui.jobs import Jobs
-from lycogui.tabs import compare, train
+from lycogui.tabs import algorithm, compare, train
 from lycogui.workspace import Workspace
-from lycoris import runs
+from lycoris import plan, runs
 from lycoris.config import Config
 from lycoris.errors import RunError
-from lycoris.runs import RunFolder
+from lycoris.runs import Process, RunFolder
 
 
 @pytest.fixture
@@ -81,6 +84,34 @@ def test_stop_saves_and_resume_goes_on(workspace: Workspace,
     wait(lambda: run.state() == "stopped")
 
 
+def test_a_stop_while_it_starts_is_not_forgotten(workspace: Workspace,
+                                                 settings: Callable[..., Config]) -> None:
+    train.enqueue(workspace, settings("train.steps=100000"))
+    run = workspace.jobs.runs()[0]
+    for _ in range(2):  # a first start, and a resume after it
+        wait(lambda: workspace.jobs.state(run) == "starting")
+        workspace.jobs.stop(run)
+        wait(lambda: workspace.jobs.active() is None)
+        assert run.state() == "stopped" and run.history().step <= 1
+        workspace.jobs.enqueue(run)
+    wait(lambda: workspace.jobs.state(run) == "starting")
+    workspace.jobs.stop(run)
+    wait(lambda: run.state() == "stopped")
+
+
+def test_the_size_on_screen_is_the_files_to_the_byte(workspace: Workspace,
+                                                     settings: Callable[..., Config]) -> None:
+    """With the names a run gets by itself, and the folder as the page writes it."""
+    for _ in range(2):
+        run = settings("output.name=", "train.steps=2")
+        said = algorithm.card(workspace, workspace.plan(run))["bytes"]
+        name = train.enqueue(workspace, plan.with_free_name(run))
+        made = workspace.jobs.run(workspace.runs_folder / name)
+        wait(lambda made=made: made.state() == "done")
+        planned = json.loads((made.path / "plan.json").read_text("utf-8"))
+        assert made.adapter_file.stat().st_size == said == planned["file_bytes_with_metadata"]
+
+
 def test_training_survives_the_app_and_a_new_one_takes_over(
         workspace: Workspace, settings: Callable[..., Config]) -> None:
     train.enqueue(workspace, settings("train.steps=100000"))
@@ -128,16 +159,36 @@ def test_an_engine_that_does_not_answer_is_terminated_then_killed(
     wait(lambda: run.state() == "failed")
 
 
+def test_a_long_silent_step_is_not_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Who computes is left alone far longer than who hangs."""
+    monkeypatch.setattr(jobs_module, "QUIET", 0.5)
+    monkeypatch.setattr(jobs_module, "DEAF", 3.0)
+    seconds = {}
+    for work in ("while True: pass", "input()"):
+        child = subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE)
+        process = Process.of(child.pid)
+        assert process is not None
+        began = time.monotonic()
+        jobs_module._wait_while_living(RunFolder(tmp_path), process)
+        seconds[work] = time.monotonic() - began
+        child.kill()
+        child.wait()
+    assert seconds["input()"] < 2.9 < seconds["while True: pass"]
+
+
 def test_a_run_that_cannot_start_says_why(workspace: Workspace, pictures: Path,
                                           settings: Callable[..., Config]) -> None:
     """The queue does not stall: the error is in the run's folder, and the next one starts."""
     workspace.jobs.close()
-    train.enqueue(workspace, settings("output.name=bad", "optimizer.args.betas=7"))
+    train.enqueue(workspace, settings("output.name=bad"))
+    for picture in pictures.iterdir():
+        picture.unlink()
     again = Jobs(lambda: [workspace.runs_folder])
     try:
         run = again.runs()[0]
         wait(lambda: run.state() == "failed")
-        assert run.history().failed is not None
+        failed = run.history().failed
+        assert failed is not None and failed.kind == "dataset", failed
         assert again.waiting() == [] and again.active() is None
     finally:
         again.close()

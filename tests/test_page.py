@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from lycogui.form import Form
 from lycogui.layout import SECTIONS
 from lycogui.tabs import algorithm, compare, dataset
 from lycogui.workspace import Workspace
-from lycoris import algorithms, config, events, knobs, plan
+from lycoris import algorithms, config, contestants, events, knobs, plan
 from lycoris.config import LEAVES, Config
 from lycoris.errors import AdapterError, ConfigError, DatasetError, RunError
 from lycoris.runs import RunFolder
@@ -78,9 +79,17 @@ def test_any_config_round_trips_through_the_widgets(
     assert form.read(shown(form, run)) == run
 
 
-def test_a_value_beyond_the_slider_moves_its_end(form: Form) -> None:
-    run = knobs.replace(config.load(), {"network.dim": 900})
-    assert form.write(run)[form.widgets["network.dim"]]["maximum"] == 900
+@pytest.mark.parametrize(("path", "value"), [
+    ("network.dim", 900), ("network.dim", 1_000_000), ("network.alpha", 0.25),
+    ("network.alpha", 0.01), ("network.alpha", 256), ("network.dropout", 0.123)])
+def test_the_widgets_hold_every_legal_value(form: Form, path: str, value: float) -> None:
+    """Gradio's own check comes before every handler of ours, so it must let them through."""
+    widget = form.widgets[path]
+    values = shown(form, knobs.replace(config.load(), {path: value}))
+    values[widget] = widget.preprocess(values[widget])
+    assert knobs.get(form.read(values), path) == value
+    values[widget] = widget.preprocess(None)
+    assert list(form.problems(values)) == [path], "an emptied field is our error, not Gradio's"
 
 
 def test_problems_land_on_their_widgets(form: Form) -> None:
@@ -159,9 +168,20 @@ def test_saving_a_caption(workspace: Workspace, pictures: Path) -> None:
     views.gallery(workspace, {})
     given = {"folder": str(pictures), "name": "1.png", "text": "a new one",
              "before": "a ball, number 1"}
-    assert views.save_caption(workspace, given)["saved"]
+    assert views.save_caption(workspace, given)["caption"] == "a new one"
     assert (pictures / "1.txt").read_text() == "a new one\n"
-    assert views.save_caption(workspace, given)["saved"], "saving the same twice is no conflict"
+    again = views.save_caption(workspace, given)
+    assert again["caption"] == "a new one" and again["tokens"] > 2, "twice is no conflict"
+
+
+def test_the_dataset_needs_no_base_model(workspace: Workspace, pictures: Path) -> None:
+    whole = views.gallery(workspace, {})
+    workspace.config = knobs.replace(workspace.config, {"model.base": "/nowhere"})
+    found = views.gallery(workspace, {"version": whole["version"]})
+    assert [item["caption"] for item in found["items"]] == [i["caption"] for i in whole["items"]]
+    assert found["limit"] is None and {item["tokens"] for item in found["items"]} == {None}
+    given = {"folder": str(pictures), "name": "1.png", "text": "mine", "before": "a ball, number 1"}
+    assert views.save_caption(workspace, given) == {"caption": "mine", "tokens": None}
 
 
 def test_a_caption_changed_elsewhere_is_not_overwritten(workspace: Workspace,
@@ -215,6 +235,26 @@ def test_following_a_run_by_cursor(workspace: Workspace) -> None:
         views.follow(workspace, {"run": "nothing"})
 
 
+def test_the_total_is_that_of_the_last_start(workspace: Workspace) -> None:
+    run = _trained(workspace.runs_folder, "a", 5)
+    run.append(events.Started(1, 2.0, "CPU", 250))
+    run.append(events.Resumed(5))
+    assert views.all_runs(workspace, {})["runs"][0]["total"] == 250, "plan.json still says 100"
+
+
+def test_a_picture_painted_anew_has_another_address(workspace: Workspace) -> None:
+    run = _trained(workspace.runs_folder, "a", 5)
+    run.append(events.Sampled(5, 0, "samples/x.png", "a ball", 1))
+    file = run.sub("samples") / "x.png"
+    urls = set()
+    for second in (1, 2):
+        file.write_bytes(b"")
+        os.utime(file, (second, second))
+        urls |= {s["url"] for s in views.follow(workspace, {"run": views.run_id(run.path)})[
+            "samples"]}
+    assert len(urls) == 2
+
+
 def test_long_histories_are_thinned_but_keep_their_extremes() -> None:
     steps = [events.Step(n, 0, float(n % 97), 0.0, 0, 0, 0, 0) for n in range(1, 20_001)]
     steps[7777] = events.Step(7778, 0, 500.0, 0.0, 0, 0, 0, 0)
@@ -263,6 +303,59 @@ def test_what_cannot_be_compared_is_said_at_once(workspace: Workspace, prompts: 
     with pytest.raises(kind, match=words):
         compare.start(workspace, workspace.config, prompts, names)
     assert not workspace.comparisons_folder.exists()
+
+
+def _adapter(folder: Path, name: str) -> str:
+    """A run with something that could be an adapter; the path that the page is given."""
+    run = _trained(folder, name, 1)
+    run.adapter_file.write_bytes(b"x")
+    return str(run.path)
+
+
+def test_contestants_are_runs_of_every_known_folder(workspace: Workspace, tmp_path: Path,
+                                                    settings: Callable[..., Config]) -> None:
+    here = _adapter(workspace.runs_folder, "docs")
+    there = _adapter(tmp_path / "other", "docs")
+    workspace.remember(settings(f"output.folder={tmp_path / 'other'}"))
+    found = {value: label for label, value in compare.choices(workspace, ["mine:0.5"])}
+    assert found == {"base": "base", "mine:0.5": "mine:0.5", here: f"docs in {Path(here).parent}",
+                     there: f"docs in {tmp_path / 'other'}"}
+    for path in (here, there):
+        taker = contestants.parse(path, workspace.runs_folder)
+        assert taker == contestants.Contestant("docs", Path(path) / "docs.safetensors")
+
+
+def test_names_lead_to_runs_before_they_lead_elsewhere(workspace: Workspace) -> None:
+    """There is a folder docs beside the program."""
+    path = Path(_adapter(workspace.runs_folder, "docs"))
+    assert contestants.parse("docs", path.parent).path == path / "docs.safetensors"
+    odd = contestants.unique([contestants.parse("base", path.parent),
+                              contestants.Contestant("base", path)])
+    assert [each.name for each in odd] == ["base", "base at 1"]
+    for weight in ("nan", "inf", "-inf", "heavy"):
+        with pytest.raises(ConfigError, match="is no weight"):
+            contestants.parse(f"docs:{weight}", path.parent)
+
+
+@pytest.mark.parametrize("name", ["base", "Comparisons", "pictures"])
+def test_a_run_cannot_take_a_name_with_another_meaning(name: str) -> None:
+    with pytest.raises(ConfigError, match="meaning of its own"):
+        config.load(None, [f"output.name={name}"])
+
+
+def test_compare_is_remembered(workspace: Workspace) -> None:
+    assert compare.remembered(workspace) == (["base"], "", "a ball")
+    runs = [_adapter(workspace.runs_folder, name) for name in ("a", "b", "c")]
+    for age, path in enumerate(reversed(runs)):
+        os.utime(Path(path, "config.toml"), (100 - age, 100 - age))
+    assert compare.remembered(workspace)[0] == ["base", *runs[1:]], "the newest two, A before B"
+    asked = {"contestants": [runs[0], "b:0.5"], "weights": "1, 0.8", "prompts": "a dog\na cat"}
+    workspace.keep("compare", asked)
+    again = Workspace(workspace.settings)
+    again.jobs.close()
+    assert compare.remembered(again) == tuple(asked.values())
+    Path(runs[0], "a.safetensors").unlink()
+    assert compare.remembered(again) == (["b:0.5"], "", "a dog\na cat"), "one is gone"
 
 
 def test_previews_escape_what_people_write(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,8 +108,9 @@ def test_states(run: RunFolder) -> None:
 
 def test_a_dead_process_and_a_reused_pid_are_not_running(run: RunFolder) -> None:
     gone = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    born = psutil.Process(gone.pid).create_time()
-    run.append(events.Started(gone.pid, born, "CPU", 5))
+    process = Process.of(gone.pid)
+    assert process is not None
+    run.append(events.Started(gone.pid, process.born, "CPU", 5))
     assert run.state() == "running"
     gone.kill()
     while psutil.Process(gone.pid).status() != psutil.STATUS_ZOMBIE:
@@ -118,6 +121,70 @@ def test_a_dead_process_and_a_reused_pid_are_not_running(run: RunFolder) -> None
     me = Process.this()
     run.append(events.Started(me.pid, me.born - 1000, "CPU", 5))
     assert run.state() == "crashed"
+
+
+def test_readers_in_many_threads_lose_and_double_nothing(run: RunFolder) -> None:
+    count, done = 400, threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            run.history()
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    run.append(events.Started(1, 2.0, "CPU", count))
+    for number in range(1, count + 1):
+        run.append(step(number))
+    done.set()
+    for reader in readers:
+        reader.join()
+    history = run.history()
+    assert history.started and [s.step for s in history.steps] == list(range(1, count + 1))
+
+
+def test_another_run_under_the_same_name_is_read_from_its_start(run: RunFolder) -> None:
+    run.append(events.Started(1, 2.0, "CPU", 5))
+    run.append(step(1))
+    assert run.history().step == 1
+    (run.path / "events.jsonl").unlink()
+    later = RunFolder(run.path)
+    later.append(events.Started(3, 4.0, "CPU", 9))
+    for number in range(1, 5):
+        later.append(step(number))
+    assert run.history().started == events.Started(3, 4.0, "CPU", 9) and run.history().step == 4
+
+
+def test_a_sample_painted_again_replaces_the_one_before(run: RunFolder) -> None:
+    for path in ("old.png", "new.png"):
+        run.append(events.Sampled(0, 0, path, "a", 1))
+        run.append(events.Resumed(0))
+    run.append(events.Sampled(0, 1, "other.png", "b", 1))
+    assert [s.path for s in run.history().samples] == ["new.png", "other.png"]
+
+
+def test_only_requests_to_an_earlier_process_are_dropped(run: RunFolder) -> None:
+    run.request("save")
+    time.sleep(0.02)
+    moment = time.time()
+    run.request("stop")
+    (run.path / "requests" / "sample").touch()  # as a person would ask
+    run.clear_before(moment)
+    assert run.requests() == {"stop", "sample"}
+
+
+def test_one_process_works_in_a_run(run: RunFolder) -> None:
+    code = ("import sys; from lycoris.runs import RunFolder\n"
+            "with RunFolder(sys.argv[1]).locked(): print('mine', flush=True); input()")
+    other = subprocess.Popen([sys.executable, "-c", code, str(run.path)], cwd=ROOT, text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout and other.stdout.readline() == "mine\n"
+    with pytest.raises(RunError, match="one is going on already"), run.locked():
+        pass
+    other.kill()
+    other.wait()
+    with run.locked():
+        pass
 
 
 def test_a_run_is_made_once(run: RunFolder) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -76,6 +77,17 @@ def test_our_own_page_passes(client: TestClient) -> None:
                                            "origin": "http://localhost:7860"},
                     {"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}):
         assert client.get("/seen", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(("name", "host"), [
+    ("::1", "[::1]:7860"), ("::1", "[::1]"), ("fd00::2", "[FD00::2]:7860"),
+    ("studio-pc", "Studio-PC:7860"), ("my_pc", "my_pc")])
+def test_a_name_is_ours_however_it_is_written(name: str, host: str) -> None:
+    guard = security.Guard(Starlette(), {name})
+    own = {"host": host, "origin": f"http://{host.lower()}"}
+    assert guard.refusal(Headers(own)) == ""
+    assert guard.refusal(Headers({**own, "origin": "http://evil.example"}))
+    assert guard.refusal(Headers({**own, "host": f"x{host}"}))
 
 
 def test_answers_cannot_be_framed_or_sniffed(client: TestClient) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,34 @@ def test_a_used_port_is_passed_over() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         assert port < server.free_port("127.0.0.1", port) < port + 100
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::", "localhost"])
+def test_a_port_is_looked_for_where_it_will_be_used(host: str) -> None:
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        taken = socket.socket(family)
+        taken.bind(where)
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    with taken:
+        taken.listen()
+        assert server.free_port(host, taken.getsockname()[1]) > taken.getsockname()[1]
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "no-such-machine.invalid"])
+def test_an_address_of_another_machine_is_refused_at_once(host: str) -> None:
+    with pytest.raises(SystemExit, match=f"cannot listen on {host}.*address of this machine"):
+        server.free_port(host, 7860)
+
+
+def test_own_names_are_those_of_the_network_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host name leads to 127.0.1.1 on Debian; its capitals never reach the browser."""
+    card = [types.SimpleNamespace(family=kind, address=address) for kind, address in (
+        (socket.AF_INET, "192.168.1.5"), (socket.AF_INET6, "FE80::1%eth0"), (-1, "00:1a:2b"))]
+    monkeypatch.setattr(server.psutil, "net_if_addrs", lambda: {"eth0": card})
+    monkeypatch.setattr(server.socket, "gethostname", lambda: "Studio-PC")
+    assert server.own_names() == {"studio-pc", "studio-pc.local", "192.168.1.5", "fe80::1"}
 
 
 @pytest.fixture

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import math
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from lycoris import checkpoint, config, devices, events, optimizers, plan, schedules, trainer
+from lycoris import (
+    checkpoint,
+    config,
+    contestants,
+    devices,
+    events,
+    optimizers,
+    plan,
+    sampling,
+    schedules,
+    trainer,
+)
+from lycoris.__main__ import RESUMABLE
 from lycoris.config import Config
+from lycoris.data import cache
 from lycoris.errors import (
     AdapterError,
     ConfigError,
@@ -23,6 +41,7 @@ from lycoris.errors import (
     OutOfMemory,
     RunError,
 )
+from lycoris.families import sd
 from lycoris.trainer import Session
 
 Settings = Callable[..., Config]
@@ -189,6 +208,62 @@ def test_mixed_precision(settings: Settings, precision: str) -> None:
         assert a.loss == pytest.approx(b.loss, rel=0.05)
 
 
+def test_samples_while_training_are_those_of_compare(settings: Settings) -> None:
+    """Half precision is the training step's alone: the autoencoder would overflow in it."""
+    run = settings("train.precision=bf16", "output.dtype=fp32", "sample.every=6")
+    seen, folder, ended = train(run)
+    family = plan.make(run).family
+    model = family.load(torch.device("cpu"), torch.bfloat16)
+    network, _ = contestants.load(contestants.Contestant("one", folder / ended.path), family, model)
+    assert network is not None
+    network.apply_to()
+    how = sampling.settings_of(run.sample, run.dataset.resolution, family.side_multiple)
+    painted = next(sampling.paint(model, sampling.jobs_of(run.sample), how))
+    last = Image.open(folder / of(seen, events.Sampled)[-1].path)
+    assert np.array_equal(np.asarray(last), np.asarray(painted))
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, steps: range, value: float) -> None:
+    """Make the gradient of these steps (counted from 0) overflow, the loss being what it was."""
+    real = Session._loss
+
+    def poisoned(self: Session, step: int, micro: int) -> torch.Tensor:
+        loss = real(self, step, micro)
+        if step in steps:
+            loss.register_hook(lambda gradient: gradient * value)
+        return loss
+
+    monkeypatch.setattr(Session, "_loss", poisoned)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_loss_scaler_skips_what_overflows(settings: Settings, monkeypatch: pytest.MonkeyPatch,
+                                              value: float) -> None:
+    """In fp16 an overflow is a step left out and a smaller scale; also over a resume."""
+    shared = ("train.precision=fp16", "output.dtype=fp32", "optimizer.schedule=constant")
+    poison(monkeypatch, range(3), value)
+    seen, whole, ended = train(settings("output.name=whole", *shared))
+    assert ended.reason == "done" and len(of(seen, events.Step)) == 6
+    norms = [step.grad_norm for step in of(seen, events.Step)]
+    assert not any(map(math.isfinite, norms[:3])) and all(map(math.isfinite, norms[3:]))
+    answers = iter([set()] * 4 + [{"stop"}])
+    run = settings("output.name=parts", *shared)
+    train(run, lambda: next(answers, set()))
+    state, _ = checkpoint.load(Path(run.output.folder) / "parts" / "state")
+    assert state is not None and state.scaler["scale"] < 2.0**16
+    assert not any(t.any() for k, t in state.tensors.items() if k.endswith("p.up"))
+    _, parts, _ = train(run)
+    assert same(whole / "whole.safetensors", parts / "parts.safetensors")
+
+
+@pytest.mark.parametrize(("precision", "step"), [("fp32", 2), ("bf16", 2), ("fp16", 18)])
+def test_a_gradient_that_stays_no_number_ends_the_run(
+        settings: Settings, monkeypatch: pytest.MonkeyPatch, precision: str, step: int) -> None:
+    poison(monkeypatch, range(1, 100), math.nan)
+    with pytest.raises(Diverged, match=f"The gradient became nan at step {step}"):
+        train(settings(f"train.precision={precision}", "train.steps=30"))
+
+
 def test_min_snr_and_noise_offset_act(settings: Settings) -> None:
     plain = of(train(settings("output.name=a"))[0], events.Step)
     for number, extra in enumerate(("train.min_snr_gamma=1", "train.noise_offset=0.5")):
@@ -226,6 +301,30 @@ def test_requests_are_seen_between_steps(settings: Settings, wanted: str) -> Non
         assert ended.reason == "done"
         kind = {"save": events.Saved, "sample": events.Sampled}[wanted]
         assert of(seen, kind)[0].step == 3
+
+
+def test_a_stop_ends_the_painting_of_samples_too(settings: Settings) -> None:
+    seen: list[events.Event] = []
+    run = settings("sample.every=4", 'sample.prompts=["a ball", "two balls", "three"]')
+    session = Session(plan.make(run), Path(run.output.folder) / "one", seen.append)
+    session.prepare(lambda: set())
+    ended = session.train(lambda: (
+        {"stop"} if session.progress.step == 4 and of(seen, events.Sampled)[-1].step == 4
+        else set()))
+    assert ended == events.Finished("stopped", 4, "one.safetensors")
+    assert [s.index for s in of(seen, events.Sampled) if s.step == 4] == [0]
+
+
+def test_an_old_checkpoint_that_cannot_go_ends_no_run(settings: Settings,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows another program may hold it open."""
+    def held(path: Path) -> None:
+        raise DiskError(f"{path} could not be deleted.", "Close it.", path)
+
+    monkeypatch.setattr(checkpoint.durable, "remove", held)
+    seen, folder, ended = train(settings("train.checkpoint_every=1"))
+    assert ended.reason == "done" and len(checkpoint.found(folder / "state")) == 6
+    assert any("could not be deleted" in w.text for w in of(seen, events.Warned))
 
 
 def test_a_stop_before_the_first_step_saves_nothing(settings: Settings) -> None:
@@ -284,6 +383,45 @@ def test_a_damaged_state_is_recognised_and_the_one_before_is_used(settings: Sett
     assert same(whole / "whole.safetensors", parts / "parts.safetensors")
 
 
+def test_pruning_leaves_what_was_just_written(settings: Settings) -> None:
+    """With every later state damaged a run begins again, and its new state is the one to keep."""
+    run = settings()
+    _, folder, _ = train(run)
+    damaged = checkpoint.found(folder / "state")
+    assert [p.name for p in damaged] == ["step-00000004.safetensors", "step-00000006.safetensors"]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-100])
+    answers = iter([set()] * 4 + [{"stop"}])
+    seen, _, ended = train(run, lambda: next(answers, set()))
+    assert [w.fix for w in of(seen, events.Warned)] == [
+        "No checkpoint is whole, so the run starts from the beginning."] * 2
+    assert of(seen, events.Resumed)[0].step == 0 and ended.step == 3
+    assert [p.name for p in checkpoint.found(folder / "state")] == [
+        "step-00000002.safetensors", "step-00000003.safetensors"]
+    _, problems = checkpoint.load(folder / "state")
+    assert not problems
+    seen, _, _ = train(run)
+    assert of(seen, events.Resumed)[0].step == 3
+    _, whole, _ = train(settings("output.name=whole"))
+    assert same(whole / "whole.safetensors", folder / "one.safetensors")
+
+
+def test_pruning_goes_by_number_and_takes_names_as_they_are(tmp_path: Path) -> None:
+    name = "cats [v2]"
+    for step in ("999000", "999500", "1000000", "1000500", "best"):
+        (tmp_path / f"{name}-{step}.safetensors").write_bytes(b"x")
+    (tmp_path / "cats v-000001.safetensors").write_bytes(b"x")  # what [v2] means as a pattern
+    checkpoint.prune(tmp_path, name, 1_000_000, 2)
+    assert {f.name for f in tmp_path.iterdir()} == {
+        f"{name}-999500.safetensors", f"{name}-1000000.safetensors",
+        f"{name}-1000500.safetensors", f"{name}-best.safetensors", "cats v-000001.safetensors"}
+
+
+def test_a_name_with_brackets(settings: Settings) -> None:
+    _, folder, _ = train(settings("output.name=a [1]", "train.keep_checkpoints=1"))
+    assert [f.name for f in (folder / "checkpoints").iterdir()] == ["a [1]-000004.safetensors"]
+
+
 def test_extending_a_finished_run(settings: Settings) -> None:
     train(settings("optimizer.schedule=constant", "optimizer.warmup=0"))
     seen, folder, ended = train(settings("optimizer.schedule=constant", "optimizer.warmup=0",
@@ -300,9 +438,10 @@ def test_a_state_of_another_network_is_refused(settings: Settings) -> None:
         train(settings("network.dim=3", "train.steps=8"))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_before_it_spreads(
-        settings: Settings, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+        settings: Settings, monkeypatch: pytest.MonkeyPatch, value: float, precision: str) -> None:
     real = Session._loss
 
     def poisoned(self: Session, step: int, micro: int) -> torch.Tensor:
@@ -310,8 +449,8 @@ def test_a_loss_that_is_no_number_stops_before_it_spreads(
         return loss * value if step == 3 else loss
 
     monkeypatch.setattr(Session, "_loss", poisoned)
-    run = settings()
-    with pytest.raises(Diverged, match=r"at step 4 \(pictures: .*png") as caught:
+    run = settings(f"train.precision={precision}")
+    with pytest.raises(Diverged, match=r"loss became .* at step 4 \(pictures: .*png") as caught:
         train(run)
     assert caught.value.step == 4
     monkeypatch.undo()
@@ -321,21 +460,65 @@ def test_a_loss_that_is_no_number_stops_before_it_spreads(
     assert state is not None and not problems
     assert all(torch.isfinite(t).all() for t in state.tensors.values() if t.is_floating_point())
     seen, folder, _ = train(run)
-    _, whole, _ = train(settings("output.name=whole"))
+    _, whole, _ = train(settings("output.name=whole", f"train.precision={precision}"))
     assert same(whole / "whole.safetensors", folder / "one.safetensors")
 
 
-@pytest.mark.parametrize("phase", ["_loss", "sample", "save"])
+@pytest.mark.parametrize(("where", "name", "words", "fix"), [
+    (Session, "_loss", "while training", "resume with train.gradient_checkpointing=true; start a "
+     "new run with train.batch_size=1 and train.accumulate=2; start a new run with "
+     "optimizer.name=AdamW8bit; start a new run with a lower dataset.resolution than 16"),
+    (sampling, "_denoise", "while painting samples", "resume with a lower sample.width and "
+     "sample.height; resume with sample.every=0"),
+    (cache, "_together", "while encoding the pictures", "start a new run with a lower "
+     "dataset.resolution than 16"),
+    (sd.StableDiffusion, "load", "while loading the model", "close other programs that use the "
+     "device"),
+])
 def test_running_out_of_memory_names_what_would_help(
-        settings: Settings, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+        settings: Settings, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, words: str,
+        fix: str) -> None:
     def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(Session, phase, full)
-    with pytest.raises(OutOfMemory, match="ran out of memory while") as caught:
+    monkeypatch.setattr(where, name, full)
+    with pytest.raises(OutOfMemory, match=words) as caught:
         train(settings("sample.every=2"))
-    assert "train.gradient_checkpointing" in caught.value.fix
-    assert "batch_size to 1" in caught.value.fix and "AdamW8bit" in caught.value.fix
+    assert caught.value.fix == f"Try, in this order: {fix}."
+    asked = re.findall(r"resume with (?:a lower )?([\w.]+)", caught.value.fix)
+    assert all(path.startswith(RESUMABLE) for path in asked)
+
+
+def test_what_an_error_asks_for_is_possible_on_resuming(settings: Settings) -> None:
+    """Another output.dtype, precision and learning rate, as the errors of a run suggest."""
+    shared = ("optimizer.schedule=constant", "optimizer.warmup=0", "train.checkpoint_every=0")
+    with pytest.raises(AdapterError, match=r"float16 cannot.*output\.dtype=bf16"):
+        train(settings("network.alpha=100000", "optimizer.lr=1e-9", *shared))
+    seen, folder, ended = train(settings("network.alpha=100000", "optimizer.lr=1e-9", *shared,
+                                         "output.dtype=bf16"))
+    assert (of(seen, events.Resumed)[0].step, ended.step) == (6, 6)
+    assert {t.dtype for t in load_file(folder / ended.path).values()} == {torch.bfloat16}
+
+    def go_on(name: str, *extra: str) -> tuple[list[events.Event], Path]:
+        run = settings(f"output.name={name}", *shared, "output.dtype=fp32")
+        answers = iter([set()] * 4 + [{"stop"}])
+        train(run, lambda: next(answers, set()))
+        seen, where, ended = train(settings(f"output.name={name}", *shared, "output.dtype=fp32",
+                                            *extra))
+        assert of(seen, events.Resumed)[0].step == 3 and ended.step == 6
+        return seen, where / ended.path
+
+    _, plain = go_on("plain")
+    seen, slower = go_on("slower", "optimizer.lr=0.001")
+    assert {step.lr for step in of(seen, events.Step)} == {0.001}
+    before, _ = checkpoint.load(slower.parent / "state")
+    assert before is not None and before.optimizer["groups"][0]["base_lr"] == 0.001
+    assert not same(plain, slower)
+    go_on("half", "train.precision=fp16", "train.gradient_checkpointing=true", "model.dtype=fp32")
+    for path in ("output.dtype", "optimizer.lr", "train.precision", "model.dtype",
+                 "train.gradient_checkpointing"):
+        assert f"{path}=x".startswith(RESUMABLE)
+    assert not "optimizer.name=x".startswith(RESUMABLE)
 
 
 def test_a_full_disk_while_saving_keeps_the_last_good_state(
@@ -378,10 +561,27 @@ def test_optimisers_from_their_rows() -> None:
     for name in optimizers.ROWS:
         made = optimizers.make(name, groups, 0.05, {"betas": (0.8, 0.9)})
         assert made.param_groups[0]["weight_decay"] == 0.05
+        for wrong in ({"betas": 7}, {"betas": [0.9, 5]}, {"eps": "x"}, {"eps": -1}):
+            with pytest.raises(ConfigError, match=f"{name} does not take") as caught:
+                optimizers.make(name, groups, 0.05, wrong)
+            assert set(caught.value.problems) == {"optimizer.args"}
     with pytest.raises(ConfigError, match="Did you mean betas"):
         optimizers.make("AdamW", groups, 0.0, {"beta": 1})
     with pytest.raises(ConfigError, match="Did you mean AdamW"):
         optimizers.load("AdaW")
+
+
+def test_arguments_of_the_optimiser_are_refused_with_the_names(settings: Settings) -> None:
+    """Before a model is loaded, with all that is wrong in the settings."""
+    with pytest.raises(ConfigError) as caught:
+        plan.make(settings("optimizer.args.weight_decay=0.1", "optimizer.args.lr=1",
+                           "optimizer.args.params=1", "network.preset=none"))
+    assert set(caught.value.problems) == {
+        "network.preset", *(f"optimizer.args.{key}" for key in ("weight_decay", "lr", "params"))}
+    assert "of its own: optimizer.weight_decay" in str(caught.value)
+    with pytest.raises(ConfigError, match="AdamW does not take betas = 7"):
+        plan.make(settings("optimizer.args.betas=7"))
+    assert plan.make(settings("optimizer.args.betas=[0.8, 0.9]"))
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,6 +602,94 @@ def test_devices() -> None:
     assert facts.total > facts.free > 0
 
 
+@pytest.mark.parametrize(("said", "expected", "precision"), [
+    ("NVIDIA GeForce RTX 3060, 11000, 12288, 8.6",
+     devices.Facts("NVIDIA GeForce RTX 3060", "cuda", 11000 * 2**20, 12288 * 2**20), "bf16"),
+    ("Tesla T4, 100, 15360, 7.5", devices.Facts("Tesla T4", "cuda", 100 * 2**20, 15360 * 2**20),
+     "fp16"),
+])
+def test_a_card_is_looked_at_without_cuda(monkeypatch: pytest.MonkeyPatch, said: str,
+                                          expected: devices.Facts, precision: str) -> None:
+    """The page asks nvidia-smi, at most every few seconds; CUDA would keep memory for it."""
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **how: Any) -> Any:
+        asked.append(command)
+        assert how["timeout"] and how["check"]
+        return SimpleNamespace(stdout=said + "\n")
+
+    def initialise(*_: Any, **__: Any) -> None:
+        raise AssertionError("CUDA")
+
+    monkeypatch.setattr(devices.subprocess, "run", run)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", initialise)
+    monkeypatch.setattr(devices.time, "monotonic", lambda: 100.0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-7f")
+    devices._card.cache_clear()
+    for _ in range(3):
+        assert devices.look(torch.device("cuda")) == expected
+        assert devices.precision("auto", torch.device("cuda")) == precision
+    assert [command[:3] for command in asked] == [["nvidia-smi", "-i", "2"]]
+    devices.look(torch.device("cuda:1"))
+    assert asked[-1][2] == "GPU-7f"
+    monkeypatch.setattr(devices.time, "monotonic", lambda: 100.0 + devices.ASKED_EVERY)
+    devices.look(torch.device("cuda"))
+    assert len(asked) == 3
+    devices._card.cache_clear()
+
+
+@pytest.mark.parametrize("said", ["", "No devices were found", "A, [N/A], 1, 8.0", None])
+def test_where_nvidia_smi_says_nothing_pytorch_is_asked(monkeypatch: pytest.MonkeyPatch,
+                                                        said: str | None) -> None:
+    def run(*_: Any, **__: Any) -> Any:
+        if said is None:
+            raise subprocess.TimeoutExpired("nvidia-smi", 10)
+        return SimpleNamespace(stdout=said)
+
+    monkeypatch.setattr(devices.subprocess, "run", run)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 2))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Radeon")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    devices._card.cache_clear()
+    assert devices.look(torch.device("cuda")) == devices.Facts("Radeon", "cuda", 1, 2)
+    assert devices.precision("auto", torch.device("cuda")) == "bf16"
+    devices._card.cache_clear()
+
+
+class Encoder:
+    """Takes groups of up to `most` pictures; remembers their sizes."""
+
+    def __init__(self, most: int):
+        self.most, self.groups = most, []
+
+    def encode_image(self, pictures: torch.Tensor) -> torch.Tensor:
+        if len(pictures) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.groups.append(len(pictures))
+        return pictures[:, :, ::8, ::8].clone()
+
+
+@pytest.mark.parametrize(("side", "most", "groups"), [
+    (64, 8, [8, 1]), (512, 8, [4, 4, 1]), (768, 8, [1] * 9), (1024, 8, [1] * 9),
+    (64, 3, [1] * 9)])
+def test_groups_of_pictures_fit_the_memory(tmp_path: Path, make_pictures: Callable, side: int,
+                                           most: int, groups: list[int]) -> None:
+    folder = make_pictures(tmp_path / "nine", 9)
+    files = [folder / f"{number}.png" for number in range(1, 10)]
+    encoder, seen = Encoder(most), []
+    found = cache.encode(encoder, files, [(side, side)] * 9,  # type: ignore[arg-type]
+                         lambda done, total: seen.append(done))
+    assert encoder.groups == groups and seen[-1] == 9
+    alone = [cache.encode(Encoder(1), [file], [(side, side)], print)[0]  # type: ignore[arg-type]
+             for file in files]
+    assert all(torch.equal(a, b) for a, b in zip(found, alone, strict=True))
+
+
+def test_no_room_for_even_one_picture(pictures: Path) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        cache.encode(Encoder(0), [pictures / "1.png"], [(64, 64)], print)  # type: ignore[arg-type]
+
+
 def test_warnings_of_the_plan(settings: Settings, pictures: Path) -> None:
     (pictures / "1.txt").unlink()
     texts = " ".join(w.text for w in plan.make(settings(
@@ -411,8 +699,3 @@ def test_warnings_of_the_plan(settings: Settings, pictures: Path) -> None:
     assert "made for 16 px" in texts
     (pictures / "1.txt").write_text("a ball")
     assert plan.make(settings()).warnings == ()
-
-
-def test_an_adapter_that_fp16_cannot_hold_is_not_written(settings: Settings) -> None:
-    with pytest.raises(AdapterError, match="output.dtype"):
-        train(settings("network.alpha=100000", "optimizer.lr=1e-9"))

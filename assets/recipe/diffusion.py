@@ -39,7 +39,7 @@ PREVIEW_PROMPTS = (
 
 @dataclass(frozen=True)
 class DiffusionSettings:
-    steps: int = 30000
+    steps: int = 16000
     batch: int = 32
     rate: float = 1e-3
     text_rate: float = 6e-4

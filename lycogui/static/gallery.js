@@ -1,24 +1,26 @@
 /* The dataset: thumbnails on the left, the chosen picture and its caption on the right. */
-lyco.dataset = {items: [], shown: [], chosen: -1, version: "", filter: "", only: "", listeners: []};
+lyco.dataset = {items: [], shown: [], chosen: -1, name: "", version: "", filter: "", only: "", listeners: [], drafts: new Map(), saves: 0};
+/* Words that were typed and are not on disk yet, by picture: {text, before, trouble, conflict}. Only a save takes one away. */
+lyco.dataset.key = item => `${item.folder}\n${item.name}`;
+lyco.dataset.draft = item => lyco.dataset.drafts.get(lyco.dataset.key(item));
 lyco.dataset.changed = () => lyco.dataset.listeners.forEach(listener => listener());
 lyco.dataset.load = async () => {
-  const data = lyco.dataset;
+  const data = lyco.dataset, saves = data.saves;
   let found;
   try { found = await lyco.api("gallery", {version: data.problem ? "" : data.version}); }
   catch (error) {
     if (error.offline) throw error;
-    Object.assign(data, {items: [], problem: error.message, version: "", folder: "", problems: {}, chosen: -1});
+    Object.assign(data, {items: [], problem: error.message, version: "", problems: {}, chosen: -1});
     return data.changed();
   }
+  if (saves !== data.saves) return lyco.dataset.load();  // it was read before the last save
   if (!found.items) return;
-  const name = data.items[data.chosen]?.name;
   const other = found.folder !== data.folder;
   Object.assign(data, found, {problem: ""});
   if (other) Object.assign(data, {filter: "", only: ""});
-  data.chosen = Math.max(other ? 0 : data.items.findIndex(item => item.name === name), data.items.length ? 0 : -1);
-  data.changed();
+  data.pick(Math.max(other ? 0 : data.items.findIndex(item => item.name === data.name), data.items.length ? 0 : -1));
 };
-lyco.dataset.pick = index => { lyco.dataset.chosen = index; lyco.dataset.changed(); };
+lyco.dataset.pick = index => { const data = lyco.dataset; data.chosen = index; data.name = data.items[index]?.name; data.changed(); };
 /* The next or previous picture among those shown. */
 lyco.dataset.walk = by => {
   const data = lyco.dataset, at = data.shown.indexOf(data.chosen);
@@ -53,11 +55,12 @@ lyco.parts.gallery = ({element}) => {
     if (data.only || data.filter) parts.push(h("button.link", {onclick: () => { data.only = data.filter = filter.value = ""; draw(); }}, `Show all`), ` ${lyco.count(data.shown.length)} shown.`);
     return parts;
   };
+  const flag = item => { const draft = data.draft(item); return draft?.trouble || draft?.conflict !== undefined ? "not saved" : item.flags[0]; };
   const tile = index => {
     const item = data.items[index];
     return h(index === data.chosen ? "figure.on" : "figure", {title: `${item.name}\n${item.caption}`, onclick: () => data.pick(index)},
       item.problem && !item.size ? h("div.broken", {}, item.problem) : h("img", {src: item.thumb, alt: item.caption || item.name, loading: "lazy", draggable: false}),
-      item.flags.length ? h("span.flag", {}, item.flags[0]) : null,
+      flag(item) ? h("span.flag", {}, flag(item)) : null,
       h("figcaption", {}, item.caption || item.name));
   };
   /* Only the rows in view exist, so ten thousand pictures cost as much as fifty. */
@@ -103,70 +106,79 @@ lyco.parts.editor = ({element}) => {
     h("div.row", {}, h("button.button", {onclick: () => go(-1)}, "Previous"), h("button.button", {onclick: () => go(1), title: "Ctrl+Enter in the caption"}, "Next"), undo));
   const empty = h("div.empty", {}, h("b", {}, "No picture chosen"), "Choose a folder of pictures; click one to write its caption.");
   fill(element.querySelector(".editor-root"), empty, box);
-  let shown = null, saving = Promise.resolve(), timer = 0;
+  let shown = null, saving = Promise.resolve(), timer = 0, latest = "";  // latest: the picture whose caption was saved last
 
-  const say = (words, kind = "") => { status.className = `note num ${kind}`; status.textContent = words; };
-  const tokens = count => `${count} of ${data.limit} tokens`;
-  /* Save what is in the field for the picture it belongs to, whatever is chosen by then. */
-  const save = () => {
-    clearTimeout(timer);
-    const item = shown, wanted = text.value;
-    if (!item || wanted === item.caption) return saving;
-    const before = item.caption, folder = item.folder;
-    item.caption = wanted;
-    return saving = saving.then(async () => {
-      try {
-        const answer = await lyco.api("save_caption", {folder, name: item.name, text: wanted, before});
-        if (answer.conflict !== undefined) {
-          item.caption = answer.conflict;
-          if (shown === item) say(`This caption was changed elsewhere to “${answer.conflict}”. Yours is kept in the field; edit it to save it.`, "warn");
-          return;
-        }
-        past.push({folder, name: item.name, before});
-        item.tokens = answer.tokens;
-        if (shown === item) say(`${tokens(answer.tokens)}. Saved.`, answer.tokens > data.limit ? "warn" : "");
-        lyco.dataset.load();
-      } catch (error) {
-        item.caption = before;
-        if (shown === item) say(`Not saved: ${error.message}`, "bad");
-        else lyco.toast(`The caption of ${item.name} was not saved: ${error.message}`, "bad");
-      }
-    });
+  const say = (item, draft) => {
+    const count = draft || item.tokens === null ? "" : `${item.tokens} of ${data.limit} tokens. `;
+    const size = item.size ? `${item.size[0]} × ${item.size[1]} px.` : "", saved = latest === data.key(item);
+    const choose = (words, wanted) => h("button.link", {onclick: () => { Object.assign(draft, {text: wanted, conflict: undefined}); save(item); draw(); }}, words);
+    const conflict = draft && draft.conflict !== undefined, trouble = draft ? draft.trouble : item.problem;
+    status.className = `note num ${draft?.trouble ? "bad" : conflict || trouble || item.tokens > data.limit ? "warn" : ""}`;
+    fill(status, ...(conflict ? [`Another program has changed this caption to “${draft.conflict}”. `, choose("Save yours", draft.text), " or ", choose("take the other", draft.conflict), "."]
+      : draft ? [trouble ? `Not saved: ${trouble}` : "Not saved yet"] : [trouble || count + (saved ? "Saved." : size)]));
   };
-  const go = by => { save(); lyco.dataset.walk(by); };
+  /* Write a picture's draft, whatever is chosen by then; true where it is on disk now. */
+  const write = async item => {
+    const draft = data.draft(item), {folder, name} = item;
+    if (!draft || draft.conflict !== undefined) return false;
+    const {text: wanted, before} = draft;
+    try {
+      const answer = await lyco.api("save_caption", {folder, name, text: wanted, before});
+      if (answer.conflict !== undefined) Object.assign(draft, {conflict: answer.conflict, before: answer.conflict});
+      else {
+        data.saves += 1;
+        draft.before = answer.caption;
+        draft.trouble = "";
+        if (answer.caption !== before) past.push({folder, name, before});
+        if (draft.text === wanted) { data.drafts.delete(data.key(item)); latest = data.key(item); }
+        Object.assign(data.items.find(each => data.key(each) === data.key(item)) || {}, answer);
+      }
+    } catch (error) { draft.trouble = error.message; }
+    if (data.drafts.has(data.key(item)) && !(shown && data.key(shown) === data.key(item)))
+      lyco.toast(`The caption of ${name} is not saved; your words are kept with the picture.`, "bad");
+    data.changed();
+    return !draft.trouble && draft.conflict === undefined;
+  };
+  const save = item => { clearTimeout(timer); return saving = saving.then(() => item && write(item)); };
+  const type = (item, words) => {
+    const draft = data.draft(item);
+    if (draft) draft.text = words;
+    else data.drafts.set(data.key(item), {text: words, before: item.caption, trouble: "", conflict: undefined});
+  };
+  const go = by => { save(shown); lyco.dataset.walk(by); };
   const draw = () => {
     const item = data.items[data.chosen];
     box.hidden = !item; empty.hidden = !!item;
     undo.disabled = !past.length;
-    if (!item) { shown = null; return; }
-    const same = shown && shown.name === item.name && shown.folder === item.folder;
-    if (shown && !same) save();  // whatever made another picture appear, the words typed are kept
-    if (same && document.activeElement === text && text.value !== item.caption) { shown = item; return; }
+    if (shown && !(item && data.key(shown) === data.key(item))) { save(shown); latest = ""; }
     shown = item;
+    if (!item) return;
+    const draft = data.draft(item), words = draft ? draft.text : item.caption;
     if (image.src !== new URL(item.large, location).href) image.src = item.large;
     image.alt = item.caption;
     label.textContent = `Caption of ${item.name}`;
-    if (text.value !== item.caption) text.value = item.caption;
-    say(item.problem ? item.problem : `${tokens(item.tokens)}.${item.size ? ` ${item.size[0]} × ${item.size[1]} px.` : ""}`, item.problem || item.tokens > data.limit ? "warn" : "");
+    // A line break at the end is not kept on disk, and not taken from under the cursor either.
+    if (text.value !== words && !(document.activeElement === text && text.value.trimEnd() === words)) text.value = words;
+    say(item, draft);
   };
   data.listeners.push(draw);
-  text.addEventListener("input", () => { say("Not saved yet"); clearTimeout(timer); timer = setTimeout(save, 700); });
-  text.addEventListener("blur", save);
+  text.addEventListener("input", () => { const item = shown; type(item, text.value); say(item, data.draft(item)); clearTimeout(timer); timer = setTimeout(() => save(item), 700); });
+  text.addEventListener("blur", () => save(shown));
   text.addEventListener("keydown", event => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); go(1); }
   });
   undo.addEventListener("click", async () => {
-    await save();
-    const last = past.pop();
+    await save(shown);
+    const last = past.at(-1);
     if (!last) return;
-    const index = data.items.findIndex(item => item.name === last.name && item.folder === last.folder);
-    if (index < 0) return lyco.toast(`${last.name} is not in this folder any more.`);
+    const index = data.items.findIndex(item => data.key(item) === data.key(last));
+    if (index < 0) { past.pop(); return lyco.toast(`${last.name} is not in this folder any more.`); }
     lyco.dataset.pick(index);
-    text.value = last.before;
-    await save();
-    past.pop();
+    if (data.draft(shown)) return;  // it has words that could not be saved; they come first
+    type(shown, last.before);
+    if (await save(shown)) past.splice(past.indexOf(last));
     draw();
   });
-  window.addEventListener("beforeunload", save);
+  window.addEventListener("beforeunload", event => { save(shown); if (data.drafts.size) event.preventDefault(); });
   draw();
 };

@@ -70,16 +70,16 @@ lyco.parts.monitor = ({element, trigger}) => {
       ...run.warnings.map(text => h("p.note.warn", {}, text)));
     const paint = colours();
     fill(key, ...[...paint].map(([id, colour]) => h("span", {}, h("i", {style: {background: `var(${colour})`}}), held.get(id).name)),
-      h("span", {}, "Loss. Faint: each step, bold: its moving mean"), h("span.grow"), logBox);
+      h("span", {}, "Loss. Faint: each step, bold: its moving mean. ● picture, ▪ checkpoint, ▲ resumed"), h("span.grow"), logBox);
     plot.show([...paint].map(([id, colour]) => {
       const one = held.get(id), steps = [...new Set(one.samples.map(s => s.step))];
       return {name: one.name, colour, points: one.points, total: one.total, marks: [
-        ...steps.filter(Boolean).map(step => ({step, kind: "sample"})), ...one.resumed_at.map(step => ({step, kind: "resume"}))]};
+        ...steps.filter(Boolean).map(step => ({step, kind: "sample"})), ...one.saves.map(step => ({step, kind: "save"})), ...one.resumed_at.map(step => ({step, kind: "resume"}))]};
     }));
-    const wanted = actions(run), text = wanted.map(b => b.textContent).join();
-    if (buttons.dataset.text !== text + run.id) {
-      fill(buttons, ...wanted, run.state === "done" || run.bytes ? button("Compare", () => trigger("compare", {names: [run.pair?.with, run.name].filter(Boolean)})) : null);
-      buttons.dataset.text = text + run.id + !!run.bytes;
+    const wanted = actions(run), text = [...wanted.map(b => b.textContent), run.id, !!run.bytes].join();
+    if (buttons.dataset.text !== text) {
+      fill(buttons, ...wanted, run.bytes ? button("Compare", () => trigger("compare", {runs: [...runs.filter(r => r.bytes && partner(run).includes(r.id)), run].map(r => r.folder)})) : null);
+      buttons.dataset.text = text;
     }
     logText.textContent = run.log || "Nothing in it.";
     drawStrip(run);
@@ -107,7 +107,8 @@ lyco.parts.monitor = ({element, trigger}) => {
         event.stopPropagation(); beside.has(run.id) ? beside.delete(run.id) : beside.add(run.id); look();
       }}, beside.has(run.id) ? "hide curve" : "show curve")));
   };
-  const partner = run => { const other = runs.find(r => r.name === run.pair?.with); return other ? [other.id] : []; };
+  const home = run => run.folder.slice(0, -run.name.length);
+  const partner = run => runs.filter(r => r.name === run.pair?.with && home(r) === home(run)).map(r => r.id);
 
   let active = "";
   const look = lyco.poll(element, 1, async () => {

@@ -102,9 +102,9 @@ lyco.Plot = class {
   marks(g, {x, box}) {
     const signs = {sample: "●", save: "▪", resume: "▲"};
     g.textAlign = "center"; g.font = "8px system-ui, sans-serif";
-    for (const {marks = [], colour} of this.series) {
+    for (const {marks = [], colour} of this.series.toReversed()) {  // the first series on top
       g.fillStyle = lyco.css(colour);
-      for (const {step, kind} of marks) g.fillText(signs[kind], x(step), box.bottom + {sample: 10, save: 10, resume: 2}[kind]);
+      for (const {step, kind} of marks) g.fillText(signs[kind], x(step), box.bottom + {sample: 8, save: 16, resume: 2}[kind]);
     }
     g.font = "11px system-ui, sans-serif";
   }

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from lycogui.guard import shown
-from lycogui.page import Page, mount, on
+from lycogui.page import Page, on
+from lycogui.parts import mount
 from lycogui.workspace import Workspace, run_id, stamp_name
 from lycoris import config, durable, plan
 from lycoris.config import Config
 from lycoris.contestants import BASE, Contestant, parse, unique
-from lycoris.errors import ConfigError
+from lycoris.errors import ConfigError, LycorisError
+
+KEPT = "compare"  # the file beside the settings
 
 
 def build(page: Page) -> None:
@@ -22,16 +27,15 @@ def build(page: Page) -> None:
     with gr.Column(elem_classes="pane"):
         with gr.Row(equal_height=False, elem_classes="end"):
             page["contestants"] = gr.Dropdown(
-                choices(page.workspace), value=defaults(page.workspace), multiselect=True,
-                allow_custom_value=True, label="Contestants", scale=3, elem_id="contestants")
+                multiselect=True, allow_custom_value=True, label="Contestants", scale=3,
+                elem_id="contestants")
             page["weights"] = gr.Textbox(
                 label="Weights", placeholder="all 1, or 1, 0.8", scale=1, elem_id="weights")
             form.place("compare")
             page["paint"] = gr.Button("Paint", variant="primary", scale=0, min_width=110,
                                       size="lg", elem_id="paint")
-        page["prompts"] = gr.Textbox(
-            "\n".join(page.workspace.config.sample.prompts), lines=3, max_lines=10,
-            label="Prompts, one a line", elem_id="compare-prompts")
+        page["prompts"] = gr.Textbox(lines=3, max_lines=10, label="Prompts, one a line",
+                                     elem_id="compare-prompts")
         with gr.Accordion("Sampler, negative prompt, size", open=False), gr.Row():
             form.place("compare more")
     with gr.Column(elem_classes="pane"):
@@ -41,39 +45,85 @@ def build(page: Page) -> None:
 
 def connect(page: Page) -> None:
     form, workspace = page.form, page.workspace
-    picked = page["contestants"]
-    inputs = form.inputs | {picked, page["weights"], page["prompts"]}
+    picked, weights, prompts = asked = [page["contestants"], page["weights"], page["prompts"]]
+    page["asked"] = set(asked)
+
+    def keep(names: list[str], weights: str, prompts: str) -> None:
+        given = {"contestants": names, "weights": weights, "prompts": prompts}
+        fresh = untouched(workspace)
+        workspace.keep(KEPT, {key: each for key, each in given.items() if each != fresh[key]})
+
+    def recall() -> dict[Any, Any]:
+        names, *texts = remembered(workspace)
+        return {picked: gr.update(choices=choices(workspace, names), value=names),
+                **dict(zip((weights, prompts), texts, strict=True))}
 
     @shown
     def paint(values: dict[Any, Any]) -> str:
         run = form.read(values)
-        prompts = [line.strip() for line in values[page["prompts"]].splitlines() if line.strip()]
-        takers = with_weights(values[picked], values[page["weights"]])
-        return start(workspace, run, tuple(prompts), takers)
+        lines = [line.strip() for line in values[prompts].splitlines() if line.strip()]
+        keep(*(values[part] for part in asked))
+        takers = with_weights(values[picked], values[weights])
+        return start(workspace, run, tuple(lines), takers)
 
     @shown
-    def from_run(event: gr.EventData) -> tuple[Any, Any]:
-        names = [BASE, *event.names]
-        return (gr.update(choices=choices(workspace, names), value=names),
+    def from_run(prompts: str, event: gr.EventData) -> tuple[Any, str, Any]:
+        names = [BASE, *event.runs]
+        keep(names, "", prompts)
+        return (gr.update(choices=choices(workspace, names), value=names), "",
                 gr.Tabs(selected="compare"))
 
+    def look(now: list[str]) -> Any:
+        """Runs may have ended since; who has chosen nothing yet gets the newest."""
+        names = now if "contestants" in workspace.kept(KEPT) else untouched(workspace)[
+            "contestants"]
+        return gr.update(choices=choices(workspace, names), value=names)
+
     page["painted"] = gr.Textbox(visible=False)
-    on(page["paint"].click, paint, inputs=inputs, outputs=page["painted"]).success(
+    on(page["paint"].click, paint, inputs=form.inputs | page["asked"],
+       outputs=page["painted"]).success(
         None, inputs=page["painted"], js="id => { lyco.showComparison(id); return []; }")
-    on(page["monitor"].compare, from_run, outputs=[picked, page.tabs])
-    on(page["compare tab"].select, lambda now: gr.update(choices=choices(workspace, now)),
-       inputs=picked, outputs=picked)
+    on(page["monitor"].compare, from_run, inputs=prompts, outputs=[picked, weights, page.tabs])
+    on(page["compare tab"].select, look, inputs=picked, outputs=picked)
+    # What the user does only: a change comes from an empty page that is still loading as well.
+    gr.on([*(part.input for part in asked), weights.blur, prompts.blur], keep, inputs=asked,
+          api_visibility="private", show_progress="hidden", trigger_mode="always_last")
+    page["recall"] = recall
 
 
-def choices(workspace: Workspace, chosen: list[str] | None = None) -> list[str]:
-    """Base, every run that has an adapter, and what is chosen already."""
-    names = [run.name for run in workspace.jobs.runs() if run.adapter_file.is_file()]
-    return list(dict.fromkeys([BASE, *names, *(chosen or [])]))
+def choices(workspace: Workspace, chosen: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """(label, contestant): base, every run that has an adapter, and what is chosen already.
+
+    A run is its folder, so that one of another folder is found as well, whatever its name.
+    """
+    runs = [run for run in workspace.jobs.runs() if run.adapter_file.is_file()]
+    times = Counter(run.name for run in runs)
+    found = [(BASE, BASE)] + [(run.name if times[run.name] == 1 else
+                               f"{run.name} in {run.path.parent}", str(run.path)) for run in runs]
+    known = {value for _, value in found}
+    return found + [(each, each) for each in chosen if each not in known]
 
 
-def defaults(workspace: Workspace) -> list[str]:
-    """Base and the two newest adapters."""
-    return choices(workspace)[:3]
+def untouched(workspace: Workspace) -> dict[str, Any]:
+    """What stands on the tab before anything is chosen: base and the two newest adapters, the older
+    first (a pair's A before its B), over the prompts of the samples."""
+    base, *newest = [value for _, value in choices(workspace)[:3]]
+    return {"contestants": [base, *reversed(newest)], "weights": "",
+            "prompts": "\n".join(workspace.config.sample.prompts)}
+
+
+def remembered(workspace: Workspace) -> tuple[list[str], str, str]:
+    """Contestants, weights and prompts of last time, without contestants that are gone."""
+    kept = untouched(workspace) | workspace.kept(KEPT)
+    names = [name for name in kept["contestants"] if _is_there(name, workspace)]
+    return names, kept["weights"] if names == kept["contestants"] else "", kept["prompts"]
+
+
+def _is_there(name: str, workspace: Workspace) -> bool:
+    try:
+        return bool(parse(name, workspace.runs_folder))
+    except LycorisError:
+        return False
 
 
 def with_weights(names: list[str], weights: str) -> list[str]:

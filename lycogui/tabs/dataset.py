@@ -10,7 +10,8 @@ import gradio as gr
 
 from lycogui import dialogs
 from lycogui.guard import shown, tell
-from lycogui.page import Page, mount, on
+from lycogui.page import Page, on
+from lycogui.parts import mount
 from lycoris import captioners, config
 from lycoris.data import captions
 from lycoris.data.captions import Edit

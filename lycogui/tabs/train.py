@@ -9,7 +9,8 @@ from typing import Any
 import gradio as gr
 
 from lycogui.guard import shown, tell
-from lycogui.page import Page, mount, on
+from lycogui.page import Page, on
+from lycogui.parts import mount
 from lycogui.workspace import Workspace
 from lycoris import config, plan
 from lycoris.config import Config

@@ -6,7 +6,6 @@ them (scale, multiplier, dropouts, DoRA, attaching, merging, files) lives once, 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -168,10 +167,6 @@ def read_options(algo: str, values: Mapping[str, Any]) -> Any:
     if problems:
         raise ConfigError(problems)
     return kind(**ready)
-
-
-def options_dict(options: Any) -> dict[str, Any]:
-    return dataclasses.asdict(options)
 
 
 def kaiming(tensor: Tensor, generator: torch.Generator | None = None) -> None:

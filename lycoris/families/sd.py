@@ -6,11 +6,13 @@ Reads any folder in the diffusers layout; the embedded assets/tiny-sd is an ordi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .. import objectives, tensorfile
@@ -21,6 +23,11 @@ from . import Family, Model
 PARTS = ("unet", "text_encoder", "vae", "tokenizer", "scheduler")
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model",
            "text_encoder": "model"}
+# What a part's config must say, and what it then is.
+FACTS: Mapping[str, Mapping[str, type]] = {
+    "unet": {"in_channels": int, "block_out_channels": list, "sample_size": int},
+    "vae": {"latent_channels": int, "block_out_channels": list},
+    "text_encoder": {"max_position_embeddings": int, "vocab_size": int}}
 TEXT_LEVEL = "text_model."  # transformers 5 has no such level; files keep it in their names
 
 ATTENTION = ("*attentions.*.attn1.*", "*attentions.*.attn2.*")
@@ -44,16 +51,17 @@ class StableDiffusion(Family):
     def __init__(self, base: Path):
         self.base = base
         self._refuse_missing_parts()
-        unet, vae = self._config("unet"), self._config("vae")
-        if unet.get("in_channels") != vae.get("latent_channels"):
+        unet, vae, text = (self._config(part) for part in ("unet", "vae", "text_encoder"))
+        if unet["in_channels"] != vae["latent_channels"]:
             raise ModelFileError(
                 f"{base} is an inpainting or edit model: its UNet takes "
-                f"{unet.get('in_channels')} channels.", "Choose a text-to-image model.")
+                f"{unet['in_channels']} channels.", "Choose a text-to-image model.")
         self.scheduler_config = self._config("scheduler", "scheduler_config.json")
         self.latent_scale = 2 ** (len(vae["block_out_channels"]) - 1)
         self.side_multiple = self.latent_scale * 2 ** (len(unet["block_out_channels"]) - 1)
         self.resolution = unet["sample_size"] * self.latent_scale
-        self.max_tokens = self._config("text_encoder")["max_position_embeddings"] - 2
+        self.max_tokens = text["max_position_embeddings"] - 2
+        self.vocabulary = text["vocab_size"]
         self.layers = (*self._layers("unet"), *self._layers("text_encoder"))
         prediction = self.scheduler_config.get("prediction_type", "epsilon")
         velocity = prediction == "v_prediction"
@@ -90,11 +98,8 @@ class StableDiffusion(Family):
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         from tokenizers import Tokenizer
 
-        folder = self.base / "tokenizer"
-        if (folder / "tokenizer.json").is_file():
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        else:
-            tokenizer = _clip_tokenizer(folder)
+        first, *others = self._tokenizer_files()
+        tokenizer = _clip_tokenizer(first, *others) if others else Tokenizer.from_file(str(first))
         tokenizer.no_truncation()
         tokenizer.no_padding()
         encoded = tokenizer.encode_batch(list(captions), add_special_tokens=False)
@@ -113,6 +118,28 @@ class StableDiffusion(Family):
                 "missing part from where the model came from.")
         for part in WEIGHTS:
             self._weights(part)
+        self._tokenizer_files()
+
+    def _tokenizer_files(self) -> list[Path]:
+        """tokenizer.json, or in older folders vocab.json and merges.txt.
+
+        Without them transformers makes an empty tokenizer, for which all captions are the same; and
+        for broken ones it raises a bare Exception.
+        """
+        folder = self.base / "tokenizer"
+        found = [folder / "tokenizer.json"]
+        if found[0].is_file():
+            _read_json(found[0], {"model": dict})
+            return found
+        found = [folder / "vocab.json", folder / "merges.txt"]
+        if missing := [file.name for file in found if not file.is_file()]:
+            raise ModelFileError(
+                f"The base model's tokenizer has no tokenizer.json, and no "
+                f"{' and no '.join(missing)} in its place.",
+                "Copy the tokenizer folder from where the model came from.")
+        _read_json(found[0])
+        _read_text(found[1])
+        return found
 
     def _weights(self, part: str) -> tuple[Path, str | None]:
         """The part's weight file and its variant."""
@@ -129,15 +156,7 @@ class StableDiffusion(Family):
             if pickled else "Copy that file from where the model came from.")
 
     def _config(self, part: str, file: str = "config.json") -> dict[str, Any]:
-        path = self.base / part / file
-        try:
-            return json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise ModelFileError(f"The base model's {part} has no {path}.",
-                                 "Copy that file from where the model came from.") from None
-        except ValueError as error:
-            raise ModelFileError(f"{path} is not valid JSON: {error}.",
-                                 "Copy that file again.") from None
+        return _read_json(self.base / part / file, FACTS.get(part, {}))
 
     def _layers(self, part: str) -> list[Layer]:
         """From the names and shapes in the header alone: (o, i) linear, (o, i, k, k) conv, (c)
@@ -166,23 +185,24 @@ class StableDiffusionModel(Model):
         folder = str(family.base)
 
         def part(kind: Any, name: str, precision: torch.dtype) -> nn.Module:
-            try:
+            with _reading(family.base, name):
                 loaded = kind.from_pretrained(
                     folder, subfolder=name, dtype=precision, variant=family.variant(name),
                     use_safetensors=True, local_files_only=True)
-            except (OSError, ValueError, RuntimeError) as error:
-                raise ModelFileError(f"The base model's {name} in {folder} cannot be loaded: "
-                                     f"{error}.", "Take another copy of the model.") from error
             return loaded.to(device).requires_grad_(False).eval()
 
         self.device, self.dtype = device, dtype
+        with _reading(family.base, "tokenizer"):
+            self.tokenizer = transformers.CLIPTokenizer.from_pretrained(
+                folder, subfolder="tokenizer", local_files_only=True)
+        self.tokens = family.max_tokens + 2
+        _refuse_other_vocabulary(len(self.tokenizer), family)
         self.unet = part(diffusers.UNet2DConditionModel, "unet", dtype)
         self.text_encoder = part(transformers.CLIPTextModel, "text_encoder", dtype)
         self.vae = part(diffusers.AutoencoderKL, "vae", torch.float32)
-        self.tokenizer = transformers.CLIPTokenizer.from_pretrained(
-            folder, subfolder="tokenizer", local_files_only=True)
         self.scheduler_config = family.scheduler_config
-        noise = diffusers.DDPMScheduler.from_config(self.scheduler_config)
+        with _reading(family.base, "scheduler"):
+            noise = diffusers.DDPMScheduler.from_config(self.scheduler_config)
         self.objective = objectives.make(noise.config.prediction_type, noise.alphas_cumprod)
         self.latent_channels = self.vae.config.latent_channels
         self.latent_scale = family.latent_scale
@@ -200,8 +220,7 @@ class StableDiffusionModel(Model):
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """(b, tokens, features), padded to the model's length as in its own training."""
         ids = self.tokenizer(list(captions), padding="max_length", truncation=True,
-                             max_length=self.tokenizer.model_max_length,
-                             return_tensors="pt").input_ids
+                             max_length=self.tokens, return_tensors="pt").input_ids
         return self.text_encoder(ids.to(self.device)).last_hidden_state
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
@@ -225,16 +244,62 @@ class StableDiffusionModel(Model):
         self.text_encoder.eval()
 
 
-def _clip_tokenizer(folder: Path) -> Any:
+@contextmanager
+def _reading(base: Path, part: str) -> Iterator[None]:
+    """What the libraries raise over a broken file, as a ModelFileError that names the part."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError,
+            StrictDataclassError) as error:
+        raise ModelFileError(f"The base model's {part} in {base} cannot be loaded: {error}.",
+                             "Take another copy of the model.") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        raise ModelFileError(f"The base model's {path.parent.name} has no {path}.",
+                             "Copy that file from where the model came from.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFileError(f"{path} cannot be read: {error}.", "Copy that file again.") from None
+
+
+def _read_json(path: Path, needed: Mapping[str, type] | None = None) -> dict[str, Any]:
+    """A JSON object with what is `needed` in it."""
+    try:
+        found = json.loads(_read_text(path))
+    except ValueError as error:
+        raise ModelFileError(f"{path} is not valid JSON: {error}.",
+                             "Copy that file again.") from None
+    if not isinstance(found, dict):
+        raise ModelFileError(f"{path} holds no settings but a {type(found).__name__}.",
+                             "Copy that file again.")
+    lacking = [name for name, kind in (needed or {}).items()
+               if not isinstance(found.get(name), kind)]
+    if lacking:
+        raise ModelFileError(f"{path} does not say {', '.join(lacking)}.",
+                             "Copy that file from where the model came from.")
+    return found
+
+
+def _refuse_other_vocabulary(tokens: int, family: StableDiffusion) -> None:
+    """A text encoder's table may have rows to spare, but another's tokens mean nothing to it."""
+    if not 0.9 * family.vocabulary <= tokens <= family.vocabulary:
+        raise ModelFileError(
+            f"The tokenizer of {family.base} knows {tokens:,} tokens, its text encoder "
+            f"{family.vocabulary:,}.",
+            "Copy both folders, tokenizer and text_encoder, from where the model came from.")
+
+
+def _clip_tokenizer(vocabulary: Path, merges: Path) -> Any:
     """CLIP's byte-level BPE from vocab.json and merges.txt, for folders without tokenizer.json."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    files = [folder / "vocab.json", folder / "merges.txt"]
-    if missing := [f.name for f in files if not f.is_file()]:
-        raise ModelFileError(f"The base model's tokenizer has no {' and no '.join(missing)}.",
-                             "Copy the tokenizer folder from where the model came from.")
     tokenizer = Tokenizer(models.BPE.from_file(
-        *map(str, files), unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+        str(vocabulary), str(merges), unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence([
         normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
     words = (r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]"
