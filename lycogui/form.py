@@ -111,7 +111,7 @@ class Form:
             plan.make(run)
             extra(run)
         except LycorisError as error:
-            return error.problems
+            return labelled(error)
         return {}
 
     def validate(self, values: Mapping[gr.components.Component, Any],
@@ -121,6 +121,12 @@ class Form:
         order = sorted(self.widgets.items(), key=lambda item: item[1]._id)
         return [gr.validate(_path(name) not in found, found.get(_path(name), ""))
                 for name, _ in order]
+
+
+def labelled(error: LycorisError) -> dict[str, str]:
+    """{path: text} of an error, with settings called as they are on the screen."""
+    return {path: text.replace(path, LEAVES[path].label, 1) if path in LEAVES else text
+            for path, text in error.problems.items()}
 
 
 def _path(name: str) -> str:

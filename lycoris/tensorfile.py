@@ -135,9 +135,14 @@ def peek(path: Path | str, error: type[LycorisError]) -> tuple[dict[str, tuple[s
         entries = {str(name): (str(entry["dtype"]), tuple(int(side) for side in entry["shape"]))
                    for name, entry in described.items()}
         texts = {str(key): str(value) for key, value in metadata.items()}
-    except (AttributeError, KeyError, TypeError, ValueError):
+        whole = 8 + length + max((int(entry["data_offsets"][1]) for entry in described.values()),
+                                 default=0)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
         raise error(f"{path} is not a safetensors file: its header does not describe tensors.",
                     "Take another copy of it.") from None
+    if (there := path.stat().st_size) < whole:
+        raise error(f"{path} is cut off: {there:,} of its {whole:,} bytes are there.",
+                    "Copy or download it again.")
     if len(entries) > MAX_TENSORS:
         raise error(f"{path} lists {len(entries):,} tensors; at most {MAX_TENSORS:,} are read.")
     return entries, texts

@@ -111,8 +111,8 @@ class Session:
         """The loop. Requests, samples and checkpoints are seen to between steps."""
         run = self.plan.config
         wanted: set[str] = set()
-        if self.progress.step == 0 and run.sample.every:
-            wanted = self.sample(asked)
+        if run.sample.every and self.progress.step % run.sample.every == 0 and not self._sampled():
+            wanted = self.sample(asked)  # before the first step, or where a stop came between
         while self.progress.step < run.train.steps:
             wanted |= asked()
             if "sample" in wanted:
@@ -219,6 +219,11 @@ class Session:
                    for i in self.batches.at(step * self.plan.config.train.accumulate + micro)]
         return Diverged(step + 1, value, [self.names[i] for i in members], what)
 
+    def _sampled(self) -> bool:
+        """Are all samples of this step there?"""
+        return all((self.where / _sample_name(self.progress.step, index)).is_file()
+                   for index in range(len(self.plan.config.sample.prompts)))
+
     def sample(self, asked: Asked) -> set[str]:
         """Paint the sample prompts as the adapter stands, as compare would; one seed each.
 
@@ -239,7 +244,7 @@ class Session:
         self.emit(events.Stage(self.doing, 0, len(jobs)))
         self.network.eval()
         for index, image in enumerate(sampling.paint(self.model, jobs, how, stopped)):
-            name = f"samples/step-{step:06d}-{index:02d}.png"
+            name = _sample_name(step, index)
             texts = sampling.recipe(jobs[index], how, self.plan.family.base.name,
                                     {"run": config.run_name(run), "step": step})
             sampling.write_png(self.where / name, image, texts)
@@ -312,6 +317,10 @@ class Session:
                 self.scaler.load_state_dict(dict(state.scaler))
             self.progress = state.progress
         self.emit(events.Resumed(self.progress.step))
+
+
+def _sample_name(step: int, index: int) -> str:
+    return f"samples/step-{step:06d}-{index:02d}.png"
 
 
 def _optimizer(plan: Plan, network: LycorisNetwork) -> torch.optim.Optimizer:

@@ -247,8 +247,8 @@ def test_missing_cut_and_poisoned_files(tmp_path: Path) -> None:
     tensors = {"k.lora_up.weight": torch.randn(4, 2), "k.lora_down.weight": torch.randn(2, 4)}
     path = _write(tmp_path / "cut.safetensors", tensors)
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(AdapterError, match="damaged or cut short"):
-        _ = AdapterFile(path).tensors
+    with pytest.raises(AdapterError, match=r"is cut off: [\d,]+ of its"):
+        AdapterFile(path)
     tensors["k.lora_up.weight"][0, 0] = float("nan")
     with pytest.raises(AdapterError, match=r"not finite.*k\.lora_up"):
         _ = AdapterFile(_write(tmp_path / "nan.safetensors", tensors)).tensors

@@ -313,6 +313,12 @@ def test_a_stop_ends_the_painting_of_samples_too(settings: Settings) -> None:
         else set()))
     assert ended == events.Finished("stopped", 4, "one.safetensors")
     assert [s.index for s in of(seen, events.Sampled) if s.step == 4] == [0]
+    session.network.restore()
+    later: list[events.Event] = []
+    again = Session(plan.make(run), session.where, later.append)
+    again.prepare(lambda: set())
+    assert again.train(lambda: set()).reason == "done"
+    assert [s.index for s in of(later, events.Sampled) if s.step == 4] == [0, 1, 2]
 
 
 def test_an_old_checkpoint_that_cannot_go_ends_no_run(settings: Settings,

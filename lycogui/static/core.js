@@ -32,7 +32,7 @@ lyco.api = async (name, given = {}) => {
     throw Object.assign(new Error("lycogui does not answer. Is its window in the terminal still open?"), {offline: true});
   }
   const data = await response.json();
-  if (data.error) throw Object.assign(new Error([data.error.message, data.error.fix].filter(Boolean).join(" ")), data.error);
+  if (!response.ok) throw Object.assign(new Error([data.error.message, data.error.fix].filter(Boolean).join(" ")), data.error);
   return data;
 };
 

@@ -129,7 +129,7 @@ lyco.parts.editor = ({element}) => {
         data.saves += 1;
         draft.before = answer.caption;
         draft.trouble = "";
-        if (answer.caption !== before) past.push({folder, name, before});
+        if (answer.caption !== before) past.push({folder, name, before, after: answer.caption});
         if (draft.text === wanted) { data.drafts.delete(data.key(item)); latest = data.key(item); }
         Object.assign(data.items.find(each => data.key(each) === data.key(item)) || {}, answer);
       }
@@ -175,6 +175,11 @@ lyco.parts.editor = ({element}) => {
     if (index < 0) { past.pop(); return lyco.toast(`${last.name} is not in this folder any more.`); }
     lyco.dataset.pick(index);
     if (data.draft(shown)) return;  // it has words that could not be saved; they come first
+    if (shown.caption !== last.after) {
+      past.pop();
+      draw();
+      return lyco.toast(`The caption of ${last.name} has been changed in another way since, so it stays as it is.`);
+    }
     type(shown, last.before);
     if (await save(shown)) past.splice(past.indexOf(last));
     draw();

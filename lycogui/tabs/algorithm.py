@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from lycogui.form import labelled
 from lycogui.guard import shown
 from lycogui.page import Page, on
 from lycogui.parts import mount
@@ -46,18 +47,18 @@ def connect(page: Page) -> None:
     name = form.widgets["output.name"]
     groups = page["options"]
 
-    page["shown"] = [page["plan"], page["about"], page["scale"], name]
+    page["shown"] = [page["plan"], page["about"], page["scale"], name, page["train note"]]
 
-    def refresh(values: dict[Any, Any]) -> tuple[dict[str, Any], Any, str, Any]:
+    def refresh(values: dict[Any, Any]) -> tuple[dict[str, Any], Any, str, Any, str]:
         """Every change of a setting: remember it, and show what it means."""
         try:
             run = form.read(values)
             workspace.remember(run)
             made = workspace.plan(run)
             return (card(workspace, made), about(run), scale_note(run),
-                    gr.update(placeholder=plan.with_free_name(run).output.name))
+                    gr.update(placeholder=plan.with_free_name(run).output.name), "")
         except LycorisError as error:
-            return {"problems": list(error.problems.values())}, gr.skip(), "", gr.skip()
+            return {"problems": list(labelled(error).values())}, gr.skip(), "", gr.skip(), gr.skip()
 
     @shown
     def equal(values: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:

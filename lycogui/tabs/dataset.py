@@ -79,8 +79,11 @@ def connect(page: Page) -> None:
     def revert(edits: list[Edit]) -> list[Edit]:
         if not edits:
             raise LycorisError("There is no change to undo.")
-        captions.apply(captions.reverted(edits))
-        tell(f"{len(edits)} captions are as they were.")
+        same = [edit for edit in edits if captions.read(edit.picture)[0] == edit.after]
+        captions.apply(captions.reverted(same))
+        others = len(edits) - len(same)
+        tell(f"{len(same)} captions are as they were." + (
+            f" {others} had been changed since; those stay." if others else ""))
         return []
 
     @shown

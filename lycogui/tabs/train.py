@@ -43,6 +43,7 @@ def build(page: Page) -> None:
 
 def connect(page: Page) -> None:
     form, workspace = page.form, page.workspace
+    name = form.widgets["output.name"]
 
     def marked(values: dict[Any, Any]) -> list[Any]:
         return form.validate(values, _name_taken)
@@ -53,24 +54,30 @@ def connect(page: Page) -> None:
     def note_of_pair(values: dict[Any, Any]) -> str:
         return problems_card(form.problems(values))
 
+    def next_name(run: Config) -> Any:
+        return gr.update(placeholder=plan.with_free_name(run).output.name)
+
     @shown
-    def train(values: dict[Any, Any]) -> None:
+    def train(values: dict[Any, Any]) -> Any:
         run = form.read(values)
         workspace.remember(run)
         name = enqueue(workspace, plan.with_free_name(run) if not run.output.name else run)
         tell(f"{name} is in the queue.")
+        return next_name(run)
 
     @shown
-    def pair(values: dict[Any, Any]) -> None:
+    def pair(values: dict[Any, Any]) -> Any:
         run = form.read(values)
         workspace.remember(run)
         names = enqueue_pair(workspace, run)
         tell(f"{names[0]} and {names[1]} are in the queue.")
+        return next_name(run)
 
     on(page["train"].click, note, inputs=form.inputs, outputs=page["train note"])
-    on(page["train"].click, train, inputs=form.inputs, validator=marked).then(None, js=LOOK)
+    on(page["train"].click, train, inputs=form.inputs, outputs=name,
+       validator=marked).then(None, js=LOOK)
     on(page["pair"].click, note_of_pair, inputs=form.inputs, outputs=page["train note"])
-    on(page["pair"].click, pair, inputs=form.inputs,
+    on(page["pair"].click, pair, inputs=form.inputs, outputs=name,
        validator=form.validate).then(None, js=LOOK)
 
 

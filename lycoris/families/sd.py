@@ -117,7 +117,7 @@ class StableDiffusion(Family):
                 f"A diffusers folder of Stable Diffusion holds {', '.join(PARTS)}; copy the "
                 "missing part from where the model came from.")
         for part in WEIGHTS:
-            self._weights(part)
+            tensorfile.peek(self._weights(part)[0], ModelFileError)
         self._tokenizer_files()
 
     def _tokenizer_files(self) -> list[Path]:
