@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -99,3 +100,14 @@ def settings(small_base: Path, pictures: Path, tmp_path: Path) -> Callable[..., 
             'sample.prompts=["a ball"]', *overrides])
 
     return make
+
+
+@pytest.fixture
+def workspace(settings: Callable[..., config.Config], tmp_path: Path) -> Iterator[Any]:
+    """The app's own state, with those settings on screen."""
+    from lycogui.workspace import Workspace
+
+    made = Workspace(tmp_path / "settings" / "last.toml")
+    made.remember(settings())
+    yield made
+    made.jobs.close()

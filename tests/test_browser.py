@@ -264,6 +264,12 @@ def test_words_are_kept_until_they_are_saved(app: App, page: Any) -> None:
 def test_all_captions_at_once_with_a_preview(app: App, page: Any) -> None:
     before = {f.name: f.read_text() for f in (app.folder / "zorb").glob("*.txt")}
     page.wait_for_function("f => lyco.dataset.folder === f", arg=str(app.folder / "zorb"))
+    page.locator(".thumbs figure").nth(2).click()
+    page.get_by_text("Caption of zorb_03.png").wait_for()
+    page.locator("#caption-text").fill("typed before")
+    third = app.folder / "zorb" / "zorb_03.txt"
+    app.wait(lambda: third.read_text() == "typed before\n", 60)
+    before[third.name] = third.read_text()
     page.get_by_text("All captions").click()
     page.locator("#bulk-trigger textarea, #bulk-trigger input").first.fill("creature")
     page.get_by_text("16 captions would change").wait_for()
@@ -271,6 +277,10 @@ def test_all_captions_at_once_with_a_preview(app: App, page: Any) -> None:
     page.get_by_role("button", name="Change captions").click()
     first = app.folder / "zorb" / "zorb_01.txt"
     app.wait(lambda: first.read_text().startswith("creature, "), 60)
+    page.wait_for_function("lyco.dataset.items[2].caption === 'creature, typed before'")
+    page.get_by_role("button", name="Undo", exact=True).click()  # of one caption: not over the many
+    page.get_by_text("has been changed in another way since").wait_for()
+    assert third.read_text() == "creature, typed before\n"
     other = app.folder / "zorb" / "zorb_02.txt"
     other.write_text("changed since\n")
     page.get_by_role("button", name="Undo the last change").click()

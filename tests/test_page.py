@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,6 @@ from lycoris import algorithms, config, contestants, events, knobs, plan
 from lycoris.config import LEAVES, Config
 from lycoris.errors import AdapterError, ConfigError, DatasetError, RunError
 from lycoris.runs import RunFolder
-
-
-@pytest.fixture
-def workspace(settings: Callable[..., Config], tmp_path: Path) -> Iterator[Workspace]:
-    made = Workspace(tmp_path / "settings" / "last.toml")
-    made.remember(settings())
-    yield made
-    made.jobs.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,18 +15,9 @@ from starlette.testclient import TestClient
 from lycogui import routes, security, views
 from lycogui.workspace import Workspace
 from lycoris import events
-from lycoris.config import Config
 from lycoris.runs import RunFolder
 
 OURS = "http://127.0.0.1:7860"
-
-
-@pytest.fixture
-def workspace(settings: Callable[..., Config], tmp_path: Path) -> Iterator[Workspace]:
-    made = Workspace(tmp_path / "settings" / "last.toml")
-    made.remember(settings())
-    yield made
-    made.jobs.close()
 
 
 @pytest.fixture
