@@ -92,7 +92,9 @@ class Form:
                     updates[widget] = gr.update(value=run.network.options.get(
                         name, self._option_default(algo, name)))
                 continue
-            updates[widget] = gr.update(value=_to_widget(LEAVES[path], knobs.get(run, path)))
+            leaf = LEAVES[path]
+            fresh = {"choices": _choices(leaf)} if _is_open(leaf) else {}
+            updates[widget] = gr.update(value=_to_widget(leaf, knobs.get(run, path)), **fresh)
         return updates
 
     @staticmethod
@@ -139,6 +141,8 @@ def _widget(leaf: Leaf, place: Place, value: Any, elem_id: str = "") -> gr.compo
                               "info": knob.help if place.info else None,
                               "elem_id": elem_id or leaf.path}
     choices = _choices(leaf)
+    if _is_open(leaf):
+        return gr.Dropdown(choices, value=value, allow_custom_value=True, **common)
     if choices:
         kind = gr.Radio if place.kind == "radio" else gr.Dropdown
         return kind(choices, value=value, **common)
@@ -164,6 +168,11 @@ def _choices(leaf: Leaf) -> list[tuple[str, str]]:
     if leaf.knob.catalogue == "algorithms":
         return [(entry.label, name) for name, entry in algorithms.catalogue().items()]
     return [(name, name) for name in plan.names().get(leaf.knob.catalogue, ())]
+
+
+def _is_open(leaf: Leaf) -> bool:
+    """A name of a catalogue or a file's path; a person adds to the names while the app runs."""
+    return bool(leaf.knob.catalogue) and leaf.knob.file
 
 
 def _range(number: gr.Number, leaf: Leaf, place: Place, step: float) -> None:

@@ -27,7 +27,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     "folder": (Place("dataset.folder", info=False),),
     "algorithm kind": (Place("network.algo", "radio", info=False),),
     "algorithm": (
-        Place("network.preset", "radio", info=False),
+        Place("network.preset", info=False),
         Place("network.dim", "slider", high=128),
         Place("network.alpha", "slider", high=128, step=0.5, info=False),
     ),

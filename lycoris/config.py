@@ -25,6 +25,7 @@ BASE_SETTINGS = "lycogui.toml"
 DTYPES = ("fp16", "bf16", "fp32")
 # Names that mean something else beside the runs: a contestant, and folders of pictures.
 RESERVED_NAMES = ("base", "comparisons", "pictures")
+PRESETS = Path("presets")  # the user's own, in the working folder
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class ModelConfig:
 class NetworkConfig:
     algo: Annotated[str, Knob("How the change of a weight is written down.", label="Algorithm",
                               catalogue="algorithms")] = "lora"
-    preset: Annotated[str, Knob("Which layers are adapted.", label="Layers",
-                                catalogue="presets")] = "attn-mlp"
+    preset: Annotated[str, Knob("Which layers are adapted: a preset, one of your own in the folder "
+                                "presets, or the path of a .toml file.", label="Layers",
+                                catalogue="presets", file=True)] = "attn-mlp"
     dim: Annotated[int, Knob("Rank of each factor.", 1, 1_000_000)] = 16
     alpha: Annotated[float, Knob("The change is scaled by alpha / dim.", 0.01, 1_000_000)] = 8.0
     conv_dim: Annotated[int | None, Knob("Dim of the convolutions larger than 1x1; 0 leaves them "

@@ -6,7 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import adapterfile, algorithms, contestants, knobs, metadata, plan, tensorfile
+from . import (
+    adapterfile,
+    algorithms,
+    contestants,
+    families,
+    knobs,
+    metadata,
+    plan,
+    presets,
+    tensorfile,
+)
 from .runs import RunFolder
 
 
@@ -21,7 +31,9 @@ def adapter(path: Path) -> dict[str, Any]:
     trained = metadata.config_of(file.metadata)
     counted = [shape for key, (_, shape) in file.entries.items() if not key.endswith(".alpha")]
     return {
-        "file": str(path), "bytes": path.stat().st_size, "summary": contestants.summary(file),
+        "file": str(path), "bytes": file.path.stat().st_size, "dialect": file.dialect,
+        "left_out": {**file.reading.ignored, **dict.fromkeys(file.reading.unread, "no adapter's")},
+        "summary": contestants.summary(file),
         "layers": len(file.shapes), "kinds": kinds, "tensors": len(file.entries),
         "parameters": sum(map(tensorfile.elements, counted)),
         "dtypes": sorted({dtype for dtype, _ in file.entries.values()}),
@@ -47,11 +59,15 @@ def run(path: Path) -> dict[str, Any]:
 
 
 def catalogues() -> dict[str, Any]:
-    """Every name that a setting can take, the algorithms with their own options."""
+    """Every name that a setting can take, the algorithms with their own options, the presets with
+    their targets."""
     found: dict[str, Any] = {key: list(value) for key, value in plan.names().items()}
     found["algorithms"] = {
         name: {"label": entry.label,
                "options": {leaf.name: {"default": leaf.default, "help": leaf.knob.help}
                            for leaf in knobs.leaves(entry.Options).values()}}
         for name, entry in algorithms.catalogue().items()}
+    found["presets"] = {
+        **{name: entry.presets for name, entry in families.catalogue().items()},
+        "own": list(presets.own_names())}
     return found

@@ -33,7 +33,7 @@ from .data.folder import Dataset
 from .data.loader import batches_per_epoch
 from .errors import ConfigError, LycorisError
 from .events import Warned
-from .families import Family, open_base, preset_names
+from .families import Family, check_preset, open_base, preset_names
 from .registry import pick
 from .runs import RunFolder
 from .sizes import Sizes
@@ -188,7 +188,12 @@ def check_names(run: Config) -> None:
     for path, leaf in config.LEAVES.items():
         known = catalogues.get(leaf.knob.catalogue)
         value = knobs.get(run, path)
-        if known is not None and value not in known:
+        if leaf.knob.catalogue == "presets":
+            try:
+                check_preset(value)
+            except ConfigError as error:
+                problems |= error.problems
+        elif known is not None and value not in known:
             problems[path] = (f"{path}: there is no {value!r}; choose one of {', '.join(known)}."
                               + knobs.nearest(str(value), tuple(known)))
     if "network.algo" not in problems:

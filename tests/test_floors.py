@@ -15,7 +15,7 @@ ENGINE, PAGE = ROOT / "lycoris", ROOT / "lycogui"
 FLOORS = {
     1: ("errors", "durable", "knobs", "config", "events", "runs"),
     2: ("registry", "streams", "tensorfile", "schedules", "objectives", "optimizers", "samplers",
-        "devices", "algorithms", "families", "captioners"),
+        "devices", "algorithms", "families", "captioners", "presetfile", "presets"),
     3: ("data", "assignments", "sizes", "metadata", "plan", "adapterfile", "network", "checkpoint",
         "sampling", "contestants", "grid", "wrapper"),
     4: ("trainer", "sample", "compare", "caption", "inspect"),

@@ -7,28 +7,31 @@ and without diffusers: layers, presets, key names, tokens. `load` gives the `Mod
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from .. import presets
 from ..algorithms import Layer
 from ..errors import ConfigError, ModelFileError
 from ..objectives import Objective
 from ..registry import discover, pick
 
-Patterns = Mapping[str, tuple[str, ...]]  # {part: name patterns}
-
 
 class Family:
-    """Facts about one base model of this kind."""
+    """Facts about one base model of this kind.
+
+    `presets` are tables of presetfile's keys. `blocks` says for each part where the modules of a
+    class are, as a regular expression of their whole path: a file's header names no classes.
+    """
 
     name: ClassVar[str] = ""
     label: ClassVar[str] = ""
     prefixes: ClassVar[Mapping[str, str]] = {}  # {part: how its keys begin}
-    presets: ClassVar[Mapping[str, Patterns]] = {}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    blocks: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     classes: ClassVar[Mapping[str, str]] = {}  # {class name of a bare module: its part}
 
     base: Path
@@ -65,11 +68,14 @@ class Family:
         return f"{cls.prefixes[layer.part]}_{layer.name.replace('.', '_')}"
 
     @classmethod
+    def paths(cls, layer: Layer) -> tuple[str, ...]:
+        """The paths by which a preset may call the layer."""
+        return (layer.name,)
+
+    @classmethod
     def select(cls, layers: Sequence[Layer], preset: str) -> list[Layer]:
-        """The layers a preset names; ConfigError for a name that does not exist."""
-        wanted = pick(cls.presets, preset, "network.preset")
-        return [layer for layer in layers
-                if any(fnmatchcase(layer.name, p) for p in wanted.get(layer.part, ()))]
+        """The layers a preset takes; ConfigError for a name that does not exist or takes none."""
+        return list(presets.select(cls, layers, presets.find(preset, cls)).layers)
 
 
 class Model:
@@ -107,8 +113,15 @@ def catalogue() -> Mapping[str, type[Family]]:
 
 
 def preset_names() -> tuple[str, ...]:
-    """Every preset of every family, each once, in their order."""
-    return tuple(dict.fromkeys(p for family in catalogue().values() for p in family.presets))
+    """Every preset of every family, each once, in their order, and the user's own."""
+    built_in = (p for family in catalogue().values() for p in family.presets)
+    return tuple(dict.fromkeys((*built_in, *presets.own_names())))
+
+
+def check_preset(name: str) -> None:
+    """ConfigError unless it is a preset of some family, or one's own that can be used."""
+    if all(name not in family.presets for family in catalogue().values()):
+        presets.own(name, preset_names())
 
 
 def open_base(base: Path, family: str = "auto") -> Family:

@@ -30,9 +30,30 @@ FACTS: Mapping[str, Mapping[str, type]] = {
     "text_encoder": {"max_position_embeddings": int, "vocab_size": int}}
 TEXT_LEVEL = "text_model."  # transformers 5 has no such level; files keep it in their names
 
-ATTENTION = ("*attentions.*.attn1.*", "*attentions.*.attn2.*")
-BLOCKS = ("*resnets.*", "*downsamplers.*", "*upsamplers.*", "conv_in", "conv_out",
-          "time_embedding.linear_1", "time_embedding.linear_2")
+ATTENTION = r".*\.attn[12]"
+SELF_ATTENTION = r".*\.self_attn"
+# Where each class of modules is. kohya's UNet has CrossAttention for diffusers' Attention.
+BLOCKS = {
+    "unet": {
+        "Transformer2DModel": r".*\.attentions\.\d+",
+        "BasicTransformerBlock": r".*\.transformer_blocks\.\d+",
+        "Attention": ATTENTION, "CrossAttention": ATTENTION, "SelfAttention": r".*\.attn1",
+        "FeedForward": r".*\.ff", "GEGLU": r".*\.ff\.net\.0",
+        "ResnetBlock2D": r".*\.resnets\.\d+",
+        "Downsample2D": r".*\.downsamplers\.\d+", "Upsample2D": r".*\.upsamplers\.\d+",
+        "UNetMidBlock2DCrossAttn": "mid_block", "TimestepEmbedding": "time_embedding",
+        "LayerNorm": r".*\.transformer_blocks\.\d+\.norm\d",
+        "GroupNorm": r"conv_norm_out|.*\.attentions\.\d+\.norm|.*\.resnets\.\d+\.norm\d"},
+    "text_encoder": {
+        "CLIPEncoder": r"(.*\.)?encoder", "CLIPEncoderLayer": r".*\.layers\.\d+",
+        "CLIPAttention": SELF_ATTENTION, "CLIPSdpaAttention": SELF_ATTENTION,
+        "CLIPFlashAttention2": SELF_ATTENTION, "CLIPMLP": r".*\.mlp",
+        "LayerNorm": r".*layer_norm\d?"}}
+TRANSFORMERS = ("Transformer2DModel",)
+CONVOLUTIONS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+TEXT_BLOCKS = ("CLIPAttention", "CLIPMLP")
+ENDS = ("conv_in", "conv_out")
+TIME = ("time_embedding.linear_1", "time_embedding.linear_2")
 
 
 class StableDiffusion(Family):
@@ -41,11 +62,24 @@ class StableDiffusion(Family):
     order = 1
     prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
     classes = {"UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder"}
+    blocks = BLOCKS
     presets = {
-        "attn-only": {"unet": ATTENTION, "text_encoder": ("*.self_attn.*",)},
-        "attn-mlp": {"unet": ("*attentions.*",), "text_encoder": ("*.self_attn.*", "*.mlp.*")},
-        "full": {"unet": ("*attentions.*", *BLOCKS),
-                 "text_encoder": ("*.self_attn.*", "*.mlp.*")},
+        "attn-only": {"enable_conv": False, "unet_target_module": ("Attention",),
+                      "text_encoder_target_module": ("CLIPAttention",)},
+        "attn-mlp": {"enable_conv": False, "unet_target_module": TRANSFORMERS,
+                     "text_encoder_target_module": TEXT_BLOCKS},
+        "full-lin": {"enable_conv": False, "unet_target_module": (*TRANSFORMERS, "ResnetBlock2D"),
+                     "unet_target_name": TIME, "text_encoder_target_module": TEXT_BLOCKS},
+        "full": {"unet_target_module": (*TRANSFORMERS, *CONVOLUTIONS),
+                 "unet_target_name": (*ENDS, *TIME), "text_encoder_target_module": TEXT_BLOCKS},
+        "unet-only": {"unet_target_module": (*TRANSFORMERS, *CONVOLUTIONS),
+                      "unet_target_name": (*ENDS, *TIME)},
+        "unet-transformer-only": {"enable_conv": False, "unet_target_module": TRANSFORMERS},
+        "unet-convblock-only": {"unet_target_module": CONVOLUTIONS, "unet_target_name": ENDS},
+        "ia3": {"enable_conv": False, "unet_target_name": ("to_k", "to_v", "ff.net.2"),
+                "text_encoder_target_name": ("k_proj", "v_proj", "mlp.fc2"),
+                "name_algo_map": {"ff.net.2": {"train_on_input": True},
+                                  "mlp.fc2": {"train_on_input": True}}},
     }
 
     def __init__(self, base: Path):
@@ -88,6 +122,13 @@ class StableDiffusion(Family):
         if layer.part == "text_encoder" and not name.startswith(TEXT_LEVEL):
             name = TEXT_LEVEL + name
         return f"{cls.prefixes[layer.part]}_{name.replace('.', '_')}"
+
+    @classmethod
+    def paths(cls, layer: Layer) -> tuple[str, ...]:
+        if layer.part != "text_encoder":
+            return (layer.name,)
+        name = layer.name.removeprefix(TEXT_LEVEL)
+        return name, TEXT_LEVEL + name
 
     def load(self, device: torch.device, dtype: torch.dtype) -> StableDiffusionModel:
         return StableDiffusionModel(self, device, dtype)
