@@ -196,6 +196,8 @@ def _is_ranged(leaf: Leaf, place: Place) -> bool:
 def _to_widget(leaf: Leaf, value: Any) -> Any:
     if leaf.item_type is str:
         return "\n".join(value)
+    if leaf.item_type is dict:
+        return "\n".join(config.toml_value(each)[1:-1] for each in value)
     if leaf.item_type is not None:
         return ", ".join(map(str, value))
     if leaf.is_table:

@@ -35,8 +35,9 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     "algorithm parts": (Place("network.text_encoder"),),
     "algorithm more": (
         Place("network.train_norm"), Place("network.dora_wd"), Place("network.wd_on_output"),
-        Place("network.rs_lora"), Place("network.use_scalar"), Place("network.dropout"),
-        Place("network.rank_dropout"), Place("network.module_dropout"), Place("output.dtype"),
+        Place("network.dora_detach"), Place("network.rs_lora"), Place("network.init"),
+        Place("network.use_scalar"), Place("network.dropout"),
+        Place("network.rank_dropout"), Place("network.module_dropout"), Place("network.rules", lines=3), Place("output.dtype"),
     ),
     "train": (
         Place("output.name", info=False), Place("train.steps", "number", info=False),
@@ -47,8 +48,9 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     "train samples": (Place("sample.prompts", lines=4),),
     "train rate": (
         Place("optimizer.schedule"), Place("optimizer.warmup"),
-        Place("optimizer.text_encoder_lr"), Place("optimizer.weight_decay", "number"),
-        Place("train.clip_norm", "number"), Place("optimizer.args", lines=2),
+        Place("optimizer.text_encoder_lr"), Place("optimizer.plus_ratio", "number"),
+        Place("optimizer.weight_decay", "number"), Place("train.clip_norm", "number"),
+        Place("train.max_norm", "number"), Place("optimizer.args", lines=2),
     ),
     "train noise": (
         Place("train.min_snr_gamma", "number"), Place("train.noise_offset"),

@@ -3,23 +3,31 @@ network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
-from . import algorithms
-from .algorithms import Algorithm, Layer, Shape
-from .config import NetworkConfig
+from . import algorithms, knobs, presets
+from .algorithms import Algorithm, Cost, Layer, Shape, elements
+from .config import LEAVES, RULE_KEYS, NetworkConfig
+from .errors import ConfigError
 from .families import Family, need_layers
+from .presets import Selection
 from .registry import pick
+
+Overrides = Mapping[tuple[str, str], Mapping[str, Any]]  # {(part, layer): what a preset says of it}
+SHOWN = 3  # problems of the same sort that are written out
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What the shell adds to any algorithm; see network.Adapter."""
+    """What the shell adds to any algorithm; see adapter.Adapter."""
 
     dora: bool = False
     dora_on_output: bool = True
+    dora_detach: bool = True
     use_scalar: bool = False
     dropout: float = 0.0
     rank_dropout: float = 0.0
@@ -28,15 +36,23 @@ class Extras:
 
 @dataclass(frozen=True)
 class Assignment:
-    """One layer and the adapter it gets; `key` is how its tensors begin in a file."""
+    """One layer and the adapter it gets; `key` is how its tensors begin in a file.
+
+    `rate` is a learning rate of its own; `source` is the name its tensors have in the file they are
+    read from, where that is another than the key.
+    """
 
     layer: Layer
     key: str
     algorithm: Algorithm
     extras: Extras = Extras()
+    rate: float | None = None
+    source: str = ""
 
-    def shapes(self) -> dict[str, Shape]:
-        """{tensor: shape} of the algorithm's own tensors."""
+    def shapes(self) -> Mapping[str, Shape]:
+        """{tensor: shape} of the algorithm's own tensors, as in the file if it came from one."""
+        if self.algorithm.fixed is not None:
+            return self.algorithm.fixed
         return self.algorithm.shapes(self.layer)
 
     def dora_shape(self) -> Shape | None:
@@ -51,73 +67,192 @@ class Assignment:
     def has_scalar(self) -> bool:
         return self.extras.use_scalar and bool(self.algorithm.fold) and self.algorithm.scaled
 
+    @property
+    def cost(self) -> Cost:
+        return self.algorithm.cost(self.layer)
+
     def parameters(self) -> int:
         """Trained numbers."""
-        shapes = [*self.shapes().values()]
+        shapes = [shape for name, shape in self.shapes().items()
+                  if name not in self.algorithm.frozen]
         if (dora := self.dora_shape()) is not None:
             shapes.append(dora)
-        return sum(map(_elements, shapes)) + self.has_scalar
+        return sum(map(elements, shapes)) + self.has_scalar
 
     def file_shapes(self) -> dict[str, Shape]:
         """{key: shape} of every tensor in the file."""
-        named = {self.algorithm.keys[name]: shape for name, shape in self.shapes().items()}
-        if self.algorithm.scaled:
+        named = self.algorithm.file_shapes(self.shapes())
+        if self.algorithm.file_alpha(self.layer) is not None:
             named["alpha"] = ()
         if (dora := self.dora_shape()) is not None:
             named["dora_scale"] = dora
         return {f"{self.key}.{suffix}": shape for suffix, shape in named.items()}
 
 
-def extras_of(network: NetworkConfig) -> Extras:
-    return Extras(dora=network.dora_wd, dora_on_output=network.wd_on_output,
-                  use_scalar=network.use_scalar, dropout=network.dropout,
-                  rank_dropout=network.rank_dropout, module_dropout=network.module_dropout)
+@dataclass(frozen=True)
+class Rule:
+    """What one entry of network.rules, or a preset, says of the layers it matches."""
+
+    exclude: bool = False
+    algo: str | None = None
+    dim: int | None = None
+    alpha: float | None = None
+    lr: float | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def assign(layers: Iterable[Layer], network: NetworkConfig,
-           key: Callable[[Layer], str]) -> list[Assignment]:
+class Assigner:
+    """Makes algorithms from the network's settings and its rules, each combination once."""
+
+    def __init__(self, network: NetworkConfig, overrides: Overrides | None = None):
+        self.network = network
+        self.extras = Extras(
+            dora=network.dora_wd, dora_on_output=network.wd_on_output,
+            dora_detach=network.dora_detach, use_scalar=network.use_scalar,
+            dropout=network.dropout, rank_dropout=network.rank_dropout,
+            module_dropout=network.module_dropout)
+        self.rules = read_rules(network.rules)
+        self.overrides = overrides or {}
+        self.plain = Rule()
+        self.norm: Algorithm | None = (
+            algorithms.all_entries()["norm"]() if network.train_norm else None)
+        self._made: dict[tuple[int, bool], Algorithm | None] = {}
+
+    def rule(self, layer: Layer) -> Rule:
+        """The first rule that matches, else what the preset says, else none."""
+        full = f"{layer.part}.{layer.name}"
+        for pattern, rule in self.rules:
+            if fnmatchcase(layer.name, pattern) or fnmatchcase(full, pattern):
+                return rule
+        said = self.overrides.get((layer.part, layer.name))
+        return self.plain if said is None else self._preset_rule(said)
+
+    def _preset_rule(self, said: Mapping[str, Any]) -> Rule:
+        """A preset's word on a layer; options of another algorithm than the layer's do not count.
+        """
+        algo = str(said.get("algo") or self.network.algo)
+        own = knobs.leaves(pick(algorithms.catalogue(), algo, "network.preset").Options)
+        key = (algo, *sorted((str(k), repr(v)) for k, v in said.items()))
+        known = self.__dict__.setdefault("_preset_rules", {})
+        if key not in known:
+            known[key] = Rule(
+                algo=said.get("algo"), dim=said.get("dim"), alpha=said.get("alpha"),
+                options={name: value for name, value in said.items() if name in own})
+        return known[key]
+
+    def algorithm(self, layer: Layer, rule: Rule) -> Algorithm | None:
+        """None for a layer that is left alone."""
+        if layer.kind == "norm":
+            return self.norm
+        key = (id(rule), layer.is_spatial)
+        if key not in self._made:
+            self._made[key] = self._make(rule, layer.is_spatial)
+        made = self._made[key]
+        return made if made is not None and layer.kind in made.kinds else None
+
+    def _make(self, rule: Rule, spatial: bool) -> Algorithm | None:
+        network = self.network
+        dim, alpha = network.dim, network.alpha
+        if spatial:
+            dim = dim if network.conv_dim is None else network.conv_dim
+            alpha = alpha if network.conv_alpha is None else network.conv_alpha
+        if rule.dim is not None:  # the strength at the start stays what it is elsewhere
+            dim, alpha = rule.dim, alpha * rule.dim / dim if dim else float(rule.dim)
+        alpha = alpha if rule.alpha is None else rule.alpha
+        if not dim:
+            return None
+        algo = rule.algo or network.algo
+        kind = pick(algorithms.catalogue(), algo, "network.algo")
+        if network.init not in kind.starts and rule.algo is None:
+            raise ConfigError({"network.init": f"{kind.label} has no start {network.init}; it has "
+                                               f"{', '.join(kind.starts)}"})
+        start = network.init if network.init in kind.starts else "default"
+        if start == "pissa" and network.use_scalar:
+            raise ConfigError({"network.use_scalar": "with PiSSA nothing would move: the scalar "
+                               "starts at 0 and so does the change. Turn one of them off"})
+        shared = network.options if rule.algo in (None, network.algo) else {}
+        options = algorithms.read_options(algo, {**shared, **rule.options})
+        return kind(dim, alpha, options, network.rs_lora, start)
+
+
+def read_rules(rules: Sequence[Mapping[str, Any]]) -> list[tuple[str, Rule]]:
+    """[(pattern, rule)]; ConfigError lists every entry that means nothing."""
+    problems: dict[str, str] = {}
+    found = []
+    for number, entry in enumerate(rules, 1):
+        where = f"network.rules {number}"
+        values: dict[str, Any] = {}
+        for name, value in entry.items():
+            if name not in RULE_KEYS:
+                problems[f"{where} {name}"] = (
+                    f"rule {number}: there is no {name} in a rule." + (
+                        knobs.nearest(name, tuple(RULE_KEYS))
+                        or f" It has {', '.join(RULE_KEYS)}."))
+                continue
+            leaf = LEAVES.get(RULE_KEYS[name])
+            try:
+                if leaf is None:
+                    kind = bool if name == "exclude" else str
+                    if not isinstance(value, kind):
+                        raise ValueError(f"is {value!r}")
+                values[name] = value if leaf is None else knobs.coerce(leaf, value)
+            except ValueError as error:
+                problems[f"{where} {name}"] = f"rule {number}: {name} {error}"
+        if not isinstance(values.get("match"), str) or not values["match"]:
+            problems[f"{where} match"] = (f"rule {number} says no match: the pattern of the layers "
+                                          'it is for, e.g. match = "*attn2*"')
+        else:
+            found.append((values.pop("match"), Rule(**values)))
+    if problems:
+        raise ConfigError({"network.rules": "; ".join(problems.values())})
+    return found
+
+
+def assign(layers: Iterable[Layer], network: NetworkConfig, key: Callable[[Layer], str],
+           overrides: Overrides | None = None) -> list[Assignment]:
     """Each of the given layers with its adapter; norms only with train_norm.
 
-    Convolutions larger than 1x1 follow conv_dim and conv_alpha; conv_dim 0 leaves them out.
+    Convolutions larger than 1x1 follow conv_dim and conv_alpha; conv_dim 0 leaves them out. Raises
+    ConfigError where the algorithm is impossible on a layer.
     """
-    kind = pick(algorithms.catalogue(), network.algo, "network.algo")
-    options = algorithms.read_options(network.algo, network.options)
-    extras = extras_of(network)
-
-    def make(dim: int, alpha: float) -> Algorithm:
-        return kind(dim, alpha, options, network.rs_lora)
-
-    plain = make(network.dim, network.alpha)
-    conv_dim = network.dim if network.conv_dim is None else network.conv_dim
-    conv_alpha = network.alpha if network.conv_alpha is None else network.conv_alpha
-    spatial = make(conv_dim, conv_alpha) if conv_dim else None
-    norm: Any = algorithms.all_entries()["norm"]() if network.train_norm else None
-    found = []
+    assigner = Assigner(network, overrides)
+    found: list[Assignment] = []
+    impossible: dict[str, int] = {}
     for layer in layers:
-        if layer.kind == "norm":
-            algorithm = norm
-        elif layer.kind not in kind.kinds:
-            algorithm = None
-        else:
-            algorithm = spatial if layer.is_spatial else plain
-        if algorithm is not None:
-            found.append(Assignment(layer, key(layer), algorithm, extras))
+        rule = assigner.rule(layer)
+        algorithm = None if rule.exclude else assigner.algorithm(layer, rule)
+        if algorithm is None:
+            continue
+        if problem := _problem(algorithm, layer, assigner.extras):
+            impossible[problem] = impossible.get(problem, 0) + 1
+            continue
+        found.append(Assignment(layer, key(layer), algorithm, assigner.extras, rule.lr))
+    if impossible:
+        listed = [f"network.dim {text}" for text in list(impossible)[:SHOWN]]
+        more = sum(impossible.values()) - len(listed)
+        raise ConfigError({"network.dim": "; ".join(listed).removeprefix("network.dim ") + (
+            f"; and so for {more} more layers" if more > 0 else "")})
     return found
+
+
+def _problem(algorithm: Algorithm, layer: Layer, extras: Extras) -> str:
+    if algorithm.timed and extras.dora:
+        return (f"{algorithm.label} has another change at each timestep, so DoRA has no one weight "
+                "to measure; turn DoRA off")
+    return algorithm.problem(layer)
 
 
 def assign_family(family: Family, network: NetworkConfig) -> list[Assignment]:
     """The assignments a run on this base model trains; ConfigError where nothing would be."""
-    chosen: Sequence[Layer] = family.select(family.layers, network.preset)
-    if not network.text_encoder:
-        chosen = [layer for layer in chosen if layer.part != "text_encoder"]
-    need_layers(chosen, network.preset)
-    found = assign(chosen, network, family.key)
+    chosen = select(family, network)
+    found = assign(chosen.layers, network, family.key, chosen.overrides)
     need_layers([a.layer for a in found], network.preset)
     return found
 
 
-def _elements(shape: Shape) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
+def select(family: Family, network: NetworkConfig) -> Selection:
+    """What the preset takes of the parts that are to learn."""
+    layers = tuple(layer for layer in family.layers
+                   if network.text_encoder or layer.part != "text_encoder")
+    kind = type(family)
+    return presets.select(kind, layers, presets.find(network.preset, kind))

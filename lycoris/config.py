@@ -61,8 +61,15 @@ class NetworkConfig:
                                   label="DoRA")] = False
     wd_on_output: Annotated[bool, Knob("DoRA: lengths per output row; off: per input "
                                        "column.", label="DoRA on output")] = True
+    dora_detach: Annotated[bool, Knob("DoRA: no gradient through the length of W + dW, as in its "
+                                      "paper; off: through it, as LyCORIS does.",
+                                      label="DoRA norm detached")] = True
     rs_lora: Annotated[bool, Knob("Rank-stabilised scale: alpha / sqrt(dim) instead of "
                                   "alpha / dim.", label="rsLoRA")] = False
+    init: Annotated[str, Knob("Start values: default; orthogonal; pissa (LoRA only: begins as the "
+                              "weight's leading directions, learns faster, file of twice the dim).",
+                              choices=("default", "orthogonal", "pissa"), label="Start")] = (
+        "default")
     use_scalar: Annotated[bool, Knob("Learn one scale per layer, starting at zero.",
                                      label="Trained scalar")] = False
     dropout: Annotated[float, Knob("Share of the adapter's outputs dropped while training.",
@@ -71,6 +78,10 @@ class NetworkConfig:
                                         0, 0.95, 0.05)] = 0.0
     module_dropout: Annotated[float, Knob("Chance that a layer's adapter sits out a step.",
                                           0, 0.95, 0.05)] = 0.0
+    rules: Annotated[tuple[dict[str, Any], ...], Knob(
+        "Exceptions, one a line, the first that matches a layer counts: match = \"*attn2*\", "
+        "dim = 4. Also algo, alpha, lr, options, exclude = true.",
+        label="Rules for single layers")] = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,9 @@ class TrainConfig:
                                         "dark and very bright pictures.", 0, 1, 0.01)] = 0.0
     clip_norm: Annotated[float, Knob("Longest allowed gradient; 0 is off.", 0, 1000,
                                      label="Gradient clipping")] = 1.0
+    max_norm: Annotated[float, Knob("Longest allowed change of a layer, its Frobenius norm; shrunk "
+                                    "after each step. 1 is usual; 0 is off.", 0, 1000,
+                                    label="Max norm")] = 0.0
     checkpoint_every: Annotated[int, Knob("Steps between checkpoints; 0: only at the end.",
                                           0, 10_000_000)] = 250
     keep_checkpoints: Annotated[int, Knob("How many of the latest checkpoints stay on disk; "
@@ -120,6 +134,9 @@ class OptimizerConfig:
     lr: Annotated[float, Knob("Learning rate.", 1e-9, 1000, label="Learning rate")] = 1e-4
     text_encoder_lr: Annotated[float | None, Knob("Learning rate of the text encoder.", 0, 1000,
                                                   none="same")] = None
+    plus_ratio: Annotated[float, Knob("LoRA+: how many times faster the factor learns that starts "
+                                      "at zero; 16 is usual, 1 is off.", 0.01, 1000,
+                                      label="LoRA+ ratio")] = 1.0
     weight_decay: Annotated[float, Knob("Pull of the adapter's weights towards zero.",
                                         0, 10, 0.001)] = 0.01
     schedule: Annotated[str, Knob("Course of the learning rate.", catalogue="schedules")] = "cosine"
@@ -170,6 +187,10 @@ class Config:
 
 
 LEAVES = knobs.leaves(Config)
+# What an entry of network.rules may say, and the setting whose bounds it shares.
+RULE_KEYS = {"match": "", "exclude": "", "algo": "network.algo", "dim": "network.dim",
+             "alpha": "network.alpha", "lr": "optimizer.text_encoder_lr",
+             "options": "network.options"}
 
 
 def build(values: Mapping[str, Any]) -> Config:

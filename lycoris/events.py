@@ -55,6 +55,9 @@ class Step(Event):
     grad_norm: float
     sec: float
     memory: int
+    capped: int = 0  # layers that max_norm shrank; norms of all layers' scaled dW after it
+    norm_mean: float | None = None
+    norm_max: float | None = None
 
 
 @dataclass(frozen=True)

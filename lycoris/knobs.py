@@ -63,7 +63,10 @@ class Leaf:
     @property
     def item_type(self) -> type | None:
         """int for tuple[int, ...]; None for anything that is no list."""
-        return typing.get_args(self.type)[0] if typing.get_origin(self.type) is tuple else None
+        if typing.get_origin(self.type) is not tuple:
+            return None
+        kind = typing.get_args(self.type)[0]
+        return typing.get_origin(kind) or kind
 
 
 @functools.cache
@@ -153,6 +156,10 @@ def coerce(leaf: Leaf, value: Any) -> Any:
 def _scalar(leaf: Leaf, kind: type, value: Any) -> Any:
     if kind is bool:
         return _switch(value)
+    if kind is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"expects tables such as {{match = \"*\", dim = 4}}, got {value!r}")
+        return dict(value)
     if kind in (int, float):
         return _bounded(leaf.knob, _number(kind, value))
     if not isinstance(value, str):
@@ -213,8 +220,20 @@ def _parts(item: type, value: Any) -> list[Any]:
             return list(tomllib.loads(f"value = {text}")["value"])
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"is not a list: {text!r} ({error})") from None
+    if item is dict:
+        return [_table(line.strip()) for line in text.splitlines() if line.strip()]
     split = text.splitlines() if item is str else text.replace(",", " ").split()
     return [part.strip() for part in split if part.strip()]
+
+
+def _table(line: str) -> Any:
+    """One line such as `match = "*attn2*", dim = 4` as a table."""
+    braced = line if line.startswith("{") else f"{{{line}}}"
+    try:
+        return tomllib.loads(f"value = {braced}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"wants lines like match = \"*attn2*\", dim = 4, not {line!r} "
+                         f"({error})") from None
 
 
 def _unwrap(hint: Any) -> tuple[Any, Knob | None]:

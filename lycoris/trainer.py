@@ -31,9 +31,9 @@ from . import (
 from .checkpoint import Progress
 from .data import cache, captions
 from .data.loader import Batches
-from .errors import DiskError, Diverged, OutOfMemory
+from .errors import ConfigError, DiskError, Diverged, OutOfMemory
 from .families import Model
-from .network import LycorisNetwork
+from .network import LycorisNetwork, Norms
 from .plan import Plan, facts_of
 from .registry import pick
 
@@ -41,6 +41,7 @@ Emit = Callable[[events.Event], None]
 Asked = Callable[[], set[str]]
 AVERAGE = 0.9  # decay of the loss's moving average
 LOADING, ENCODING, PAINTING = "loading the model", "encoding the pictures", "painting samples"
+BUILDING = "building the adapter"
 
 
 def run(plan: Plan, where: Path, emit: Emit, asked: Asked) -> events.Finished:
@@ -94,8 +95,10 @@ class Session:
         self.names = [p.name for p in pictures]
         self.batches = Batches(self.plan.buckets, run.train.batch_size, run.train.seed)
         self.model.train_mode(checkpointing=run.train.gradient_checkpointing)
-        self.network = LycorisNetwork(self.plan.assignments, self.model.modules,
-                                      run.train.seed).apply_to()
+        self.doing = BUILDING
+        self.network = LycorisNetwork(
+            self.plan.assignments, self.model.modules, run.train.seed,
+            self._now_and_then(asked)).apply_to()
         self.optimizer = _optimizer(self.plan, self.network)
         self.schedule = pick(schedules.SCHEDULES, run.optimizer.schedule, "optimizer.schedule")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
@@ -106,6 +109,18 @@ class Session:
         self.emit(events.Stage(self.doing, done, total))
         if "stop" in asked():
             raise _Stopped
+
+    def _now_and_then(self, asked: Asked) -> Callable[[int, int], None]:
+        """`_report` for what is done in a moment on most machines: silent for half a second."""
+        last = time.monotonic()
+
+        def report(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > 0.5:
+                last = time.monotonic()
+                self._report(done, total, asked)
+
+        return report
 
     def train(self, asked: Asked) -> events.Finished:
         """The loop. Requests, samples and checkpoints are seen to between steps."""
@@ -153,12 +168,15 @@ class Session:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        norms = (self.network.apply_max_norm_regularization(run.train.max_norm)
+                 if run.train.max_norm else Norms())
         average = loss if step == 0 else AVERAGE * self.progress.loss_avg + (1 - AVERAGE) * loss
         self.progress = replace(self.progress, step=step + 1, loss_avg=average)
         self.emit(events.Step(
             step=step + 1,
             epoch=round((step + 1) * run.train.accumulate / self.batches.per_epoch, 4),
             loss=loss, loss_avg=average, lr=run.optimizer.lr * rate, grad_norm=norm,
+            capped=norms.capped, norm_mean=norms.mean, norm_max=norms.most,
             sec=round(time.perf_counter() - began, 5),
             memory=devices.peak_memory(self.device)))
 
@@ -324,18 +342,22 @@ def _sample_name(step: int, index: int) -> str:
 
 
 def _optimizer(plan: Plan, network: LycorisNetwork) -> torch.optim.Optimizer:
-    """One parameter group a part; a part whose rate is 0 is left as it is."""
+    """The network's groups at their rates: the layers' own, the part's, or that of all, and LoRA+'s
+    multiple of it; what has the rate 0 is left as it is."""
     settings = plan.config.optimizer
     rates: Mapping[str, float | None] = {"text_encoder": settings.text_encoder_lr}
     groups = []
-    for part, parameters in network.parameters_by_part().items():
-        own = rates.get(part)
-        rate = settings.lr if own is None else own
+    for group in network.groups():
+        own = (group.rate, rates.get(group.part), settings.lr)
+        rate = next(each for each in own if each is not None)
         if rate == 0:
-            for parameter in parameters:
+            for parameter in group.parameters:
                 parameter.requires_grad_(False)
             continue
-        groups.append({"params": parameters, "lr": rate, "base_lr": rate})
+        rate *= settings.plus_ratio if group.plus else 1.0
+        groups.append({"params": group.parameters, "lr": rate, "base_lr": rate})
+    if not groups:
+        raise ConfigError({"optimizer.lr": "every learning rate is 0, so nothing would learn"})
     return optimizers.make(settings.name, groups, settings.weight_decay, settings.args)
 
 

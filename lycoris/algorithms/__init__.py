@@ -6,11 +6,13 @@ them (scale, multiplier, dropouts, DoRA, attaching, merging, files) lives once, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import knobs
@@ -49,6 +51,11 @@ class Layer:
         return self.shape[2:]
 
     @property
+    def fan_in(self) -> int:
+        """Inputs of one output: in / groups times the kernel's positions."""
+        return elements(self.shape[1:])
+
+    @property
     def is_spatial(self) -> bool:
         """A convolution larger than 1x1: it has its own dim and alpha."""
         return any(side != 1 for side in self.kernel)
@@ -59,70 +66,167 @@ class NoOptions:
     """An algorithm without settings of its own."""
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds of one training step on one layer, for the choice between two ways.
+
+    `token`: for each position of the input when dW x is computed without dW (forward, gradient of
+    the input, gradients of the factors); None where there is no such way. `build`: once, to make dW
+    from its factors, again in the backward pass, and to bring dW's gradient to them.
+    """
+
+    token: float | None
+    build: float
+
+
 class Algorithm:
     """How dW of a layer is parametrised. Subclasses give a name, shapes, init and delta.
 
-    `about` is one sentence for a person who chooses. `keys` maps each tensor to its suffix in the
-    file. `fold` names the tensor that delta is linear
-    in and that takes a trained scalar or a norm cap on saving. `ranked` maps tensors to the axis
-    that counts ranks, for rank dropout.
+    `about` is one sentence for a person who chooses, `advice` what the guideline says of when,
+    `size` the count of parameters of a layer in the paper's letters. `keys` maps each tensor to its
+    suffix in the file. `fold` names the tensors in which, taken together, delta is linear: they
+    take a trained scalar or a norm cap. `ranked` maps tensors to the axis that counts ranks, for
+    rank dropout. `frozen` tensors are saved but not trained. `plus` are the tensors with LoRA+'s
+    higher rate. `around` says that the way without dW changes the layer's input or reads its
+    output, so that another of that sort on the same layer would be in its way.
     """
 
     name: ClassVar[str] = ""
     label: ClassVar[str] = ""
     about: ClassVar[str] = ""
+    advice: ClassVar[str] = ""
+    size: ClassVar[str] = ""
     order: ClassVar[int] = 99
     kinds: ClassVar[tuple[str, ...]] = ("linear", "conv")
     keys: ClassVar[Mapping[str, str]] = {}
-    fold: ClassVar[str] = ""
+    fold: ClassVar[tuple[str, ...]] = ()
     ranked: ClassVar[Mapping[str, int]] = {}
-    scaled: ClassVar[bool] = True  # has alpha and dim
+    facts: ClassVar[frozenset[str]] = frozenset()  # suffixes read by their value, not as tensors
+    frozen: ClassVar[frozenset[str]] = frozenset()
+    plus: ClassVar[frozenset[str]] = frozenset()
+    starts: ClassVar[tuple[str, ...]] = ("default",)
+    has_dim: ClassVar[bool] = True
+    scaled: ClassVar[bool] = True  # has alpha, and dW is multiplied with alpha / dim
+    needs_weight: ClassVar[bool] = False  # delta reads W
+    linear: ClassVar[bool] = True  # the multiplier multiplies delta; else delta takes it
+    around: ClassVar[bool] = False
+    timed: ClassVar[bool] = False  # what it adds depends on the denoising timestep
     Options: ClassVar[type] = NoOptions
 
     def __init__(self, dim: int = 4, alpha: float | None = None, options: Any = None,
-                 rank_stabilised: bool = False):
+                 rank_stabilised: bool = False, start: str = "default"):
         self.dim = dim
         self.alpha = float(alpha or dim)
         self.options = options if options is not None else self.Options()
         self.rank_stabilised = rank_stabilised
+        self.start = start
+        self.fixed: Mapping[str, Shape] | None = None  # shapes as a file has them
 
-    def scale(self) -> float:
+    def problem(self, layer: Layer) -> str:
+        """Why these settings are impossible on this layer; empty where they are not."""
+        return ""
+
+    def scale(self, layer: Layer) -> float:
         """What dW is multiplied with: alpha / dim, or alpha / sqrt(dim) when rank-stabilised
         (Kalajdzievski 2023, arXiv 2312.03732)."""
         if not self.scaled:
             return 1.0
         return self.alpha / (self.dim**0.5 if self.rank_stabilised else self.dim)
 
-    @property
-    def saved_alpha(self) -> float:
-        """The alpha for which a reader that computes alpha / dim gets our scale."""
-        return self.scale() * self.dim
+    def file_alpha(self, layer: Layer) -> float | None:
+        """The alpha in the file, for which a reader that computes alpha / dim gets our scale; None
+        where the algorithm stores none."""
+        return self.scale(layer) * self.dim if self.scaled else None
+
+    def with_facts(self, found: Mapping[str, Tensor]) -> Algorithm:
+        """The same algorithm with what a file's tensors say by their value: its alpha."""
+        if not (self.scaled and "alpha" in found):
+            return self
+        return self.copied(alpha=found["alpha"].item() or float(self.dim), rank_stabilised=False)
+
+    def copied(self, **changes: Any) -> Algorithm:
+        found = copy.copy(self)
+        vars(found).update(changes)
+        return found
 
     def shapes(self, layer: Layer) -> dict[str, Shape]:
         """{tensor: shape}; integers only, read by the estimate and by the constructor."""
         raise NotImplementedError
 
-    def init(self, p: Tensors, from_zero: bool = True) -> None:
-        """Fill the tensors in place; `from_zero` makes delta zero, else a trained scalar does."""
+    def file_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        """{suffix: shape} of what `to_file` gives for tensors of these shapes."""
+        return {self.keys[name]: shape for name, shape in shapes.items()}
+
+    def to_file(self, p: Tensors) -> dict[str, Tensor]:
+        """{suffix: tensor} for the file."""
+        return {self.keys[name]: p[name] for name in self.keys if name in p}
+
+    def fits(self, shapes: Mapping[str, Shape], layer: Layer) -> bool:
+        """Do tensors of these shapes, read from a file, make a dW of this layer?
+
+        Sides of 1 differ between programs, so shapes are compared by their elements.
+        """
+        own = self.shapes(layer)
+        return own.keys() == shapes.keys() and all(
+            elements(own[name]) == elements(shapes[name]) for name in own)
+
+    def init(self, p: Tensors, layer: Layer, weight: Tensor, from_zero: bool = True) -> None:
+        """Fill the tensors in place; `from_zero` makes delta zero, else a trained scalar does.
+
+        `weight` is the base's, in fp32 on the CPU.
+        """
         raise NotImplementedError
 
-    def delta(self, p: Tensors, layer: Layer, weight: Tensor | None = None) -> Tensor:
-        """dW before the scale, in the layer's shape."""
+    def constants(self, layer: Layer, weight: Tensor) -> dict[str, Tensor]:
+        """Tensors made from the base's weight once, neither trained nor saved; delta finds them
+        beside its own."""
+        return {}
+
+    def delta(self, p: Tensors, layer: Layer, weight: Tensor | None = None,
+              multiplier: float = 1.0) -> Tensor:
+        """dW before the scale, in the layer's shape. The multiplier is for those that are not
+        `linear` in it."""
         raise NotImplementedError
 
     def bias(self, p: Tensors) -> Tensor | None:
         """The change of the bias, for algorithms that have one."""
         return None
 
-    def bypass(self, p: Tensors, x: Tensor, layer: Layer, op: Operator) -> Tensor | None:
-        """dW applied to x without forming dW; `op(x, weight)` is the layer's own operator.
+    def cost(self, layer: Layer) -> Cost:
+        return Cost(None, 0.0)
 
-        None where there is no such way.
+    def before(self, p: Tensors, x: Tensor, layer: Layer, factor: float) -> Tensor:
+        """x + factor * A x: the layer's input with what the algorithm adds to it."""
+        return x
+
+    def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
+              y: Tensor | None) -> Tensor | None:
+        """y + factor * dW x without forming dW; `op(x, weight)` is the layer's own operator.
+
+        y is the layer's output, fresh, and may be overwritten; None stands for zero.
         """
-        return None
+        return y
 
-    def bypass_is_cheaper(self, layer: Layer) -> bool:
-        return False
+    def after(self, p: Tensors, y: Tensor, layer: Layer, factor: float) -> Tensor:
+        """y + factor * (dW W^-1) y, y being W x without the bias."""
+        return y
+
+    def drop_ranks(self, p: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+        """The tensors with a random share of their ranks silenced and the rest made up for it."""
+        for name, axis in self.ranked.items():
+            if name in p:
+                p[name] = p[name] * rank_mask(p[name], axis, share)
+        return p
+
+    def thin(self, p: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors as this training step sees them (DyLoRA's random prefix of the ranks)."""
+        return p
+
+    def shrink(self, p: Tensors, ratio: float) -> None:
+        """Make dW smaller by about `ratio`, in place; exact where delta is linear in `fold`."""
+        for name in self.fold:
+            if name in p:
+                p[name].mul_(ratio)
 
     @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:
@@ -132,10 +236,26 @@ class Algorithm:
         """
         raise NotImplementedError
 
+    def take(self, p: Tensors, found: Mapping[str, Tensor]) -> None:
+        """Fill the tensors from a file's {suffix: tensor}."""
+        for name, tensor in p.items():
+            tensor.copy_(found[self.keys[name]].reshape(tensor.shape))
+
     @classmethod
     def has(cls, found: Mapping[str, Shape], *needed: str) -> bool:
         """All of `needed` are there and nothing but this algorithm's tensors."""
         return set(needed) <= set(found) <= set(cls.keys.values())
+
+    def fill(self, tensor: Tensor) -> None:
+        """Start values of a factor that is not zero: Kaiming-uniform with a = sqrt(5), the field's
+        default, or orthogonal rows of the same mean square (Saxe et al. 2014, arXiv 1312.6120)."""
+        if self.start == "orthogonal":
+            rows = tensor.shape[0]
+            torch.nn.init.orthogonal_(tensor.view(rows, -1))
+            wide = elements(tensor.shape[1:])
+            tensor.mul_((max(rows, wide) / (3 * wide)) ** 0.5)
+        else:
+            torch.nn.init.kaiming_uniform_(tensor, a=5**0.5)
 
 
 def catalogue() -> Mapping[str, type[Algorithm]]:
@@ -148,14 +268,14 @@ def all_entries() -> Mapping[str, type[Algorithm]]:
     return discover(__name__)
 
 
-def read_options(algo: str, values: Mapping[str, Any]) -> Any:
+def read_options(algo: str, values: Mapping[str, Any], field: str = "network.options") -> Any:
     """The algorithm's own Options from {name: value}; ConfigError lists every bad one."""
     kind = pick(catalogue(), algo, "network.algo").Options
     known = knobs.leaves(kind)
     problems: dict[str, str] = {}
     ready: dict[str, Any] = {}
     for name, value in values.items():
-        path = f"network.options.{name}"
+        path = f"{field}.{name}"
         if name not in known:
             problems[path] = f"{algo} has no option {name}." + (
                 knobs.nearest(name, known) or f" It has: {', '.join(known) or 'none'}.")
@@ -169,6 +289,54 @@ def read_options(algo: str, values: Mapping[str, Any]) -> Any:
     return kind(**ready)
 
 
-def kaiming(tensor: Tensor, generator: torch.Generator | None = None) -> None:
-    """Kaiming-uniform with a = sqrt(5), the field's start for the factor that is not zero."""
-    torch.nn.init.kaiming_uniform_(tensor, a=5**0.5, generator=generator)
+def elements(shape: Shape) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count
+
+
+def factorization(dimension: int, factor: int = -1) -> tuple[int, int]:
+    """(small, large) with small * large = dimension: (factor, rest) where the factor divides it,
+    else the largest divisor up to the factor; -1: the most even pair."""
+    if factor > 0 and dimension % factor == 0:
+        pair = (factor, dimension // factor)
+        return min(pair), max(pair)
+    bound = dimension if factor < 0 else factor
+    small, large = 1, dimension
+    while small < large:
+        larger = small + 1
+        while dimension % larger:
+            larger += 1
+        other = dimension // larger
+        if larger + other > dimension + 1 or larger > bound:
+            break
+        small, large = larger, other
+    return min(small, large), max(small, large)
+
+
+def rank_mask(tensor: Tensor, axis: int, share: float) -> Tensor:
+    """Zeros for a random share of the places on an axis and 1 / (1 - share) for the others."""
+    sides = [1] * tensor.ndim
+    sides[axis] = tensor.shape[axis]
+    return F.dropout(torch.ones(sides, device=tensor.device, dtype=tensor.dtype), share)
+
+
+def added(y: Tensor | None, change: Tensor, factor: float) -> Tensor:
+    """y + factor * change, into y where there is one."""
+    if y is None:
+        return change if factor == 1.0 else change * factor
+    return y.add_(change.to(y.dtype), alpha=factor)
+
+
+def pointwise(hidden: Tensor, weight: Tensor, factor: float, y: Tensor | None) -> Tensor:
+    """y + factor * (weight @ hidden) over the channels: of the last axis for a weight (o, r), of
+    axis 1 for a convolution's (o, r, 1, ..)."""
+    if weight.ndim == 2:
+        if y is None or y.dtype != hidden.dtype:
+            return added(y, F.linear(hidden, weight), factor)
+        flat = y.view(-1, y.shape[-1])
+        flat.addmm_(hidden.reshape(-1, hidden.shape[-1]), weight.t().to(hidden.dtype), alpha=factor)
+        return y
+    change = weight.flatten(1) @ hidden.flatten(2)
+    return added(y, change.unflatten(2, hidden.shape[2:]), factor)

@@ -1,7 +1,10 @@
-"""LoHa: dW = (w1_a @ w1_b) * (w2_a @ w2_b), element by element.
+"""LoHa: a Hadamard product of two low-rank matrices.
 
-The Hadamard product of two rank-r matrices reaches rank r^2 with 2 r (o + i) parameters (Hyeon-Woo
-et al. 2022, FedPara, arXiv 2108.06098, prop. 1; Yeh et al. 2023, arXiv 2309.14859, eq. 4).
+    dW = (w1_a @ w1_b) * (w2_a @ w2_b)          w*_a (o, r), w*_b (r, i K)
+
+element by element, which reaches rank r^2 (Hyeon-Woo et al. 2022, FedPara, arXiv 2108.06098,
+prop. 1; Yeh et al. 2023, arXiv 2309.14859, eq. 4). With Tucker each of the two is a small core
+(r, r, k, k) between two thin matrices (FedPara, prop. 3).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..knobs import Knob
-from . import Algorithm, Layer, Shape, Tensors
+from . import Algorithm, Cost, Layer, Operator, Shape, Tensors, pointwise
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,16 @@ class Loha(Algorithm):
     label = "LoHa"
     about = ("A product of two LoRAs. Learns more gently: more varied pictures and less leaking of "
              "style, but fine details come out less exact.")
+    advice = ("When the model learns too well: style leaks, poses freeze. Good for general "
+              "concepts and several at once; keep dim at 32 or below.")
+    size = "2 r (o + i K)"
     order = 2
     keys = {"w1_a": "hada_w1_a", "w1_b": "hada_w1_b", "w2_a": "hada_w2_a", "w2_b": "hada_w2_b",
             "t1": "hada_t1", "t2": "hada_t2"}
-    fold = "w1_a"
+    fold = ("w1_a",)
     ranked = {"w1_b": 0}
+    plus = frozenset({"w2_a"})
+    starts = ("default", "orthogonal")
     Options = LohaOptions
 
     def shapes(self, layer: Layer) -> dict[str, Shape]:
@@ -41,24 +49,48 @@ class Loha(Algorithm):
             core = (r, r, *layer.kernel)
             return {"w1_a": (r, layer.out), "w1_b": (r, layer.inp), "w2_a": (r, layer.out),
                     "w2_b": (r, layer.inp), "t1": core, "t2": core}
-        fan_in = layer.inp
-        for side in layer.kernel:
-            fan_in *= side
-        return {"w1_a": (layer.out, r), "w1_b": (r, fan_in),
-                "w2_a": (layer.out, r), "w2_b": (r, fan_in)}
+        return {"w1_a": (layer.out, r), "w1_b": (r, layer.fan_in),
+                "w2_a": (layer.out, r), "w2_b": (r, layer.fan_in)}
 
-    def init(self, p: Tensors, from_zero: bool = True) -> None:
+    def init(self, p: Tensors, layer: Layer, weight: Tensor, from_zero: bool = True) -> None:
         deviation = {"w1_a": 0.1, "w1_b": 1.0, "w2_a": 0.0 if from_zero else 0.1, "w2_b": 1.0,
                      "t1": 0.1, "t2": 0.1}
         for name, tensor in p.items():
-            tensor.normal_(std=deviation[name]) if deviation[name] else tensor.zero_()
+            if not deviation[name]:
+                tensor.zero_()
+            elif self.start == "orthogonal" and name.endswith("_b"):
+                self.fill(tensor)
+                tensor.mul_(deviation[name] / tensor.square().mean().sqrt())
+            else:
+                tensor.normal_(std=deviation[name])
 
-    def delta(self, p: Tensors, layer: Layer, weight: Tensor | None = None) -> Tensor:
+    def delta(self, p: Tensors, layer: Layer, weight: Tensor | None = None,
+              multiplier: float = 1.0) -> Tensor:
         if "t1" in p:
             return (_tucker(p["t1"], p["w1_a"], p["w1_b"])
                     * _tucker(p["t2"], p["w2_a"], p["w2_b"]))
-        product = _Hadamard.apply(p["w1_a"], p["w1_b"], p["w2_a"], p["w2_b"])
+        if torch.compiler.is_compiling():  # the compiler decides by itself what to keep
+            product = (p["w1_a"] @ p["w1_b"]) * (p["w2_a"] @ p["w2_b"])
+        else:
+            product = _Hadamard.apply(p["w1_a"], p["w1_b"], p["w2_a"], p["w2_b"])
         return product.view(layer.shape)
+
+    def cost(self, layer: Layer) -> Cost:
+        """Without dW: its two factors of rank r^2 (rows of the Khatri-Rao product), as LoRA's."""
+        r = self.dim
+        if self.options.use_tucker and layer.is_spatial:
+            return Cost(None, 0.0)
+        return Cost(3.0 * r * r * (layer.out + layer.fan_in),
+                    8.0 * r * layer.out * layer.fan_in)
+
+    def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
+              y: Tensor | None) -> Tensor | None:
+        r = p["w1_a"].shape[1]
+        up = (p["w1_a"][:, :, None] * p["w2_a"][:, None, :]).reshape(-1, r * r)
+        down = (p["w1_b"][:, None, :] * p["w2_b"][None, :, :]).reshape(r * r, *layer.shape[1:])
+        if layer.kernel:
+            up = up.view(*up.shape, *(1 for _ in layer.kernel))
+        return pointwise(op(x, down), up, factor, y)
 
     @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:

@@ -14,17 +14,19 @@ class Norm(Algorithm):
     name = "norm"
     kinds = ("norm",)
     keys = {"weight": "w_norm", "bias": "b_norm"}
-    fold = "weight"
+    fold = ("weight",)
+    has_dim = False
     scaled = False
 
     def shapes(self, layer: Layer) -> dict[str, Shape]:
         return {"weight": layer.shape} | ({"bias": layer.shape} if layer.bias else {})
 
-    def init(self, p: Tensors, from_zero: bool = True) -> None:
+    def init(self, p: Tensors, layer: Layer, weight: Tensor, from_zero: bool = True) -> None:
         for tensor in p.values():
             tensor.zero_()
 
-    def delta(self, p: Tensors, layer: Layer, weight: Tensor | None = None) -> Tensor:
+    def delta(self, p: Tensors, layer: Layer, weight: Tensor | None = None,
+              multiplier: float = 1.0) -> Tensor:
         return p["weight"]
 
     def bias(self, p: Tensors) -> Tensor | None:

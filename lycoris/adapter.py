@@ -1,0 +1,219 @@
+"""The one shell around every algorithm: scale, dropouts, DoRA, files, norm cap.
+
+An `Adapter` holds one layer's small tensors and says what the layer's weight becomes under them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .algorithms import Tensors
+from .assignments import Assignment
+from .paths import Choice, choose
+
+Operator = Callable[[Tensor, Tensor], Tensor]
+SHRINKS = 30  # a norm that is not linear in the tensors needs more than one
+
+
+class Adapter(nn.Module):
+    """One layer's adapter. `p` are the algorithm's tensors, in fp32."""
+
+    def __init__(self, assignment: Assignment):
+        super().__init__()
+        self.assignment = assignment
+        self.layer, self.algorithm = assignment.layer, assignment.algorithm
+        self.extras = assignment.extras
+        self.multiplier = 1.0
+        self.clock: Tensor | None = None  # the timesteps (b,) of this pass
+        frozen = self.algorithm.frozen
+        self.p = nn.ParameterDict({
+            name: nn.Parameter(torch.empty(shape), requires_grad=name not in frozen)
+            for name, shape in assignment.shapes().items()})
+        self.scalar = nn.Parameter(torch.zeros(())) if assignment.has_scalar else None
+        shape = assignment.dora_shape()
+        self.dora_scale = None if shape is None else nn.Parameter(torch.empty(shape))
+        self._derived: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(iter(self.p.values())).dtype
+
+    @torch.no_grad()
+    def derive(self, weight: Tensor) -> None:
+        """Make what the algorithm takes from the base's weight, fp32 on the CPU, once."""
+        made = self.algorithm.constants(self.layer, weight)
+        for name, tensor in made.items():
+            self.register_buffer(f"derived_{name}", tensor.contiguous(), persistent=False)
+        self._derived = tuple(made)
+
+    @torch.no_grad()
+    def init(self, weight: Tensor) -> None:
+        """Start values: no change of the layer. `weight` is the base's, fp32 on the CPU."""
+        self.algorithm.init(self.tensors(), self.layer, weight, from_zero=self.scalar is None)
+        if self.scalar is not None:
+            self.scalar.zero_()
+        if self.dora_scale is not None:
+            self.dora_scale.copy_(self._lengths(weight))
+
+    def unfreeze(self) -> None:
+        """Let everything learn that is to be learned."""
+        self.requires_grad_(True)
+        for name in self.algorithm.frozen & set(self.p):
+            self.p[name].requires_grad_(False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The algorithm's tensors with what it derived from the base."""
+        found: dict[str, Tensor] = dict(self.p.items())
+        for name in self._derived:
+            found[name] = getattr(self, f"derived_{name}")
+        return found
+
+    def seen(self) -> dict[str, Tensor]:
+        """The tensors as this pass sees them: while training a part of the ranks, or a random share
+        of them silenced and the rest made up for it."""
+        p = self.tensors()
+        if self.clock is not None:
+            p["t"] = self.clock
+        if self.training:
+            p = self.algorithm.thin(p)
+            if self.extras.rank_dropout:
+                p = self.algorithm.drop_ranks(p, self.extras.rank_dropout)
+        return p
+
+    def _delta(self, p: Tensors, weight: Tensor, multiplier: float) -> tuple[Tensor, float]:
+        """(dW, what it is still to be multiplied with)."""
+        factor = self.algorithm.scale(self.layer)
+        if self.algorithm.linear:
+            factor *= multiplier
+            delta = self.algorithm.delta(p, self.layer, weight)
+        else:
+            delta = self.algorithm.delta(p, self.layer, weight, multiplier)
+        return (delta if self.scalar is None else delta * self.scalar), factor
+
+    def scaled_delta(self, weight: Tensor, multiplier: float = 1.0,
+                     p: Tensors | None = None) -> Tensor:
+        """multiplier * scale * dW in the layer's shape and the adapter's dtype, without DoRA."""
+        delta, factor = self._delta(self.tensors() if p is None else p, weight, multiplier)
+        return delta if factor == 1.0 else delta * factor
+
+    def changed(self, weight: Tensor, bias: Tensor | None, multiplier: float,
+                onto: Tensor | None = None,
+                p: Tensors | None = None) -> tuple[Tensor, Tensor | None]:
+        """(W', b') of the layer under this adapter at the given strength.
+
+        With DoRA (Liu et al. 2024, arXiv 2402.09353, eq. 5) the rows of W + dW get the learned
+        lengths; unless asked for, the gradient does not flow through their own length (sec. 4.3).
+        The multiplier goes from W to that result, so 0 is the base. `onto` is what the change is
+        added to where it is not W itself: a weight that other adapters have changed.
+        """
+        p = self.seen() if p is None else p
+        weight = weight.to(self.dtype)
+        onto = weight if onto is None else onto
+        with torch.autocast(weight.device.type, enabled=False):  # dW is made in full precision
+            if self.dora_scale is None:
+                delta, factor = self._delta(p, weight, multiplier)
+                changed = torch.add(onto, delta, alpha=factor)
+            else:
+                delta, factor = self._delta(p, weight, 1.0)
+                full = torch.add(weight, delta, alpha=factor)
+                own = full.detach() if self.extras.dora_detach else full
+                full = full * (self.dora_scale / self._lengths(own))
+                changed = torch.add(onto, full - weight, alpha=multiplier)
+        shift = self.algorithm.bias(p)
+        if shift is not None and bias is not None:
+            bias = bias.to(shift.dtype) + multiplier * shift
+        return changed, bias
+
+    def change(self, weight: Tensor, multiplier: float, p: Tensors | None = None) -> Tensor:
+        """W' - W at the given strength."""
+        p = self.seen() if p is None else p
+        if self.dora_scale is not None:
+            zero = torch.zeros_like(weight, dtype=self.dtype)
+            return self.changed(weight, None, multiplier, zero, p)[0]
+        with torch.autocast(weight.device.type, enabled=False):
+            return self.scaled_delta(weight.to(self.dtype), multiplier, p)
+
+    def _lengths(self, weight: Tensor) -> Tensor:
+        """Norms of the rows (on the output) or of the columns (on the input), never zero."""
+        axis = 0 if self.extras.dora_on_output else 1
+        others = [d for d in range(weight.ndim) if d != axis]
+        lengths = torch.linalg.vector_norm(weight, dim=others, keepdim=True)
+        return lengths.clamp_min(torch.finfo(weight.dtype).tiny)
+
+    def sits_out(self) -> bool:
+        """Does the layer go without this adapter in this forward pass?"""
+        if self.multiplier == 0.0:
+            return True
+        share = self.extras.module_dropout
+        return bool(share) and self.training and torch.rand(()).item() < share
+
+    def choice(self, tokens: int, learning: bool) -> Choice:
+        """The way this layer's forward takes for so many positions."""
+        cost = self.assignment.cost
+        if self.dora_scale is not None:
+            cost = type(cost)(None, cost.build)
+        return choose(self.layer, cost, tokens, learning)
+
+    def goes_aside(self, tokens: int, learning: bool) -> bool:
+        if self.algorithm.timed and self.dora_scale is None:
+            return True  # each picture of a batch has a timestep and so a dW of its own
+        if self.scalar is not None and self.algorithm.around:
+            return False
+        return self.choice(tokens, learning).goes_aside
+
+    def factor(self) -> float:
+        return self.multiplier * self.algorithm.scale(self.layer)
+
+    def aside(self, p: Tensors, x: Tensor, op: Operator, y: Tensor | None) -> Tensor | None:
+        """y + multiplier * scale * dW x from the factors."""
+        if self.scalar is None:
+            return self.algorithm.aside(p, x, self.layer, op, self.factor(), y)
+        change = self.algorithm.aside(p, x, self.layer, op, self.factor(), None)
+        if change is None:
+            return y
+        change = change * self.scalar
+        return change if y is None else y.add_(change.to(y.dtype))
+
+    @torch.no_grad()
+    def file_tensors(self) -> dict[str, Tensor]:
+        """{key: tensor} for a file, the trained scalar folded in."""
+        p = {name: tensor.detach() for name, tensor in self.tensors().items()}
+        if self.scalar is not None:
+            for name in self.algorithm.fold:
+                if name in p:
+                    p[name] = p[name] * self.scalar
+        found = self.algorithm.to_file(p)
+        alpha = self.algorithm.file_alpha(self.layer)
+        if alpha is not None:
+            found["alpha"] = torch.tensor(alpha)
+        if self.dora_scale is not None:
+            found["dora_scale"] = self.dora_scale.detach()
+        return {f"{self.assignment.key}.{suffix}": value for suffix, value in found.items()}
+
+    @torch.no_grad()
+    def load_tensors(self, found: Mapping[str, Tensor]) -> None:
+        """Take over {suffix: tensor} as read from a file, its alpha with them."""
+        self.algorithm = self.algorithm.with_facts(found)
+        self.algorithm.take(self.p, found)
+        if self.scalar is not None:
+            self.scalar.fill_(1.0)
+        if self.dora_scale is not None:
+            self.dora_scale.copy_(found["dora_scale"].reshape(self.dora_scale.shape))
+
+    @torch.no_grad()
+    def norm(self, weight: Tensor) -> Tensor:
+        """The Frobenius norm of the scaled dW, all ranks counted."""
+        return self.scaled_delta(weight.to(self.dtype)).norm()
+
+    @torch.no_grad()
+    def cap_norm(self, weight: Tensor, norm: float, limit: float) -> float:
+        """Shrink the adapter until its norm, now `norm`, is at most `limit`; returns the norm."""
+        for _ in range(SHRINKS):
+            if norm <= limit * (1 + 1e-5):
+                break
+            self.algorithm.shrink(self.tensors(), limit / norm)
+            norm = self.norm(weight).item()
+        return norm

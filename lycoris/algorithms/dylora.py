@@ -1,0 +1,64 @@
+"""DyLoRA: a LoRA whose ranks are ordered, so that it can be cut to any smaller dim afterwards.
+
+    dW = up[:, :k] @ down[:k]       k a random multiple of the block size at every step
+
+The newest block of the prefix learns, those before it stand still (Valipour et al. 2023,
+arXiv 2210.07558, alg. 1, its frozen variant). The scale is alpha / dim for every prefix, so that a
+file cut to its first k ranks paints what that prefix was trained to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from ..knobs import Knob
+from . import Layer, Shape
+from .lora import Lora
+
+
+@dataclass(frozen=True)
+class DyloraOptions:
+    block_size: Annotated[int, Knob("Ranks that are trained together; dim must be a multiple.",
+                                    1, 1024)] = 4
+
+
+class Dylora(Lora):
+    name = "dylora"
+    label = "DyLoRA"
+    about = "A LoRA that can be cut to a smaller dim after training, without training again."
+    advice = ("When you do not know the dim yet: train once at a large one, then resize to its "
+              "first ranks and compare. Each step trains one block only, so give it more steps.")
+    order = 6
+    starts = ("default", "orthogonal")
+    Options = DyloraOptions
+
+    def problem(self, layer: Layer) -> str:
+        if self.dim % self.options.block_size:
+            below = max(1, self.dim // self.options.block_size) * self.options.block_size
+            return (f"DyLoRA's dim must be a multiple of its block size, and {self.dim} is none of "
+                    f"{self.options.block_size}; set dim to {below}, or another block size")
+        return ""
+
+    def shapes(self, layer: Layer) -> dict[str, Shape]:
+        return {"up": (layer.out, self.dim), "down": (self.dim, layer.inp, *layer.kernel)}
+
+    def thin(self, p: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Masks instead of slices: the number of ranks is drawn without leaving the device."""
+        size, up, down = self.options.block_size, p["up"], p["down"]
+        rank = torch.arange(self.dim, device=up.device) // size
+        last = torch.randint(self.dim // size, (), device=up.device)
+        before, now = (rank < last).to(up.dtype), (rank == last).to(up.dtype)
+        rows = (-1,) + (1,) * (down.ndim - 1)
+        p["up"] = up.detach() * before + up * now
+        p["down"] = down.detach() * before.view(rows) + down * now.view(rows)
+        return p
+
+    @classmethod
+    def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:
+        """Its files are LoRA's and are read as such."""
+        return None

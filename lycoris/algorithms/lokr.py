@@ -1,0 +1,178 @@
+"""LoKr: a Kronecker product.
+
+    dW = kron(w1, w2)       w1 (o_l, i_m), w2 (o_k, i_n), o = o_l o_k, i = i_m i_n
+
+w2, the large one, is full or w2_a @ w2_b of rank r; `decompose_both` splits w1 as well (Edalati et
+al. 2022, KronA, arXiv 2212.10650; Yeh et al. 2023, arXiv 2309.14859, sec. 4.3). dW x is never
+formed: with x as an (i_m, i_n) matrix X, kron(w1, w2) x = w1 X w2^T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from ..knobs import Knob
+from . import (
+    Algorithm,
+    Cost,
+    Layer,
+    Operator,
+    Shape,
+    Tensors,
+    added,
+    elements,
+    factorization,
+)
+
+
+@dataclass(frozen=True)
+class LokrOptions:
+    factor: Annotated[int, Knob("Size of the small block: lower means a larger file and more "
+                                "exact learning; -1 takes the most even split.", -1, 4096)] = -1
+    full_matrix: Annotated[bool, Knob("Do not split the large block into ranks: full dimension.",
+                                      label="Full dimension")] = False
+    decompose_both: Annotated[bool, Knob("Split the small block into ranks too.")] = False
+    unbalanced_factorization: Annotated[bool, Knob(
+        "Give the small block the larger share of the outputs.", label="Unbalanced")] = False
+    use_tucker: Annotated[bool, Knob("On convolutions, split the kernel off into a small tensor of "
+                                     "its own.", label="Tucker decomposition")] = False
+
+
+class Lokr(Algorithm):
+    name = "lokr"
+    label = "LoKr"
+    about = ("A Kronecker product of a small and a large block: from tiny files (factor -1) to "
+             "almost full training (factor 4, full dimension).")
+    advice = ("When the model does not learn well enough: low factor and full dimension. When it "
+              "learns too well, or for the smallest file: high factor or -1. Wants a higher "
+              "learning rate than LoRA at small sizes.")
+    size = "o_l i_m + r (o_k + i_n K), full: o_l i_m + o_k i_n K"
+    order = 3
+    keys = {"w1": "lokr_w1", "w1_a": "lokr_w1_a", "w1_b": "lokr_w1_b", "w2": "lokr_w2",
+            "w2_a": "lokr_w2_a", "w2_b": "lokr_w2_b", "t2": "lokr_t2"}
+    fold = ("w1", "w1_a")
+    ranked = {"w2_b": 0, "w1_b": 0}
+    plus = frozenset({"w2", "w2_b"})
+    starts = ("default", "orthogonal")
+    Options = LokrOptions
+
+    def shapes(self, layer: Layer) -> dict[str, Shape]:
+        r, options = self.dim, self.options
+        (out_l, out_k), (in_m, in_n) = self._split(layer)
+        found: dict[str, Shape] = {}
+        if options.decompose_both and r < max(out_l, in_m) / 2 and not options.full_matrix:
+            found |= {"w1_a": (out_l, r), "w1_b": (r, in_m)}
+        else:
+            found["w1"] = (out_l, in_m)
+        if r >= max(out_k, in_n) / 2 or options.full_matrix:
+            found["w2"] = (out_k, in_n, *layer.kernel)
+        elif options.use_tucker and layer.is_spatial:
+            found |= {"w2_a": (r, out_k), "w2_b": (r, in_n), "t2": (r, r, *layer.kernel)}
+        else:
+            found |= {"w2_a": (out_k, r), "w2_b": (r, in_n * elements(layer.kernel))}
+        return found
+
+    def _split(self, layer: Layer) -> tuple[tuple[int, int], tuple[int, int]]:
+        outs = factorization(layer.out, self.options.factor)
+        if self.options.unbalanced_factorization:
+            outs = outs[::-1]
+        return outs, factorization(layer.inp, self.options.factor)
+
+    def scale(self, layer: Layer) -> float:
+        """1 where both blocks are full: there is no rank to divide by."""
+        shapes = self.shapes(layer) if self.fixed is None else self.fixed
+        return 1.0 if "w1" in shapes and "w2" in shapes else super().scale(layer)
+
+    def file_alpha(self, layer: Layer) -> float | None:
+        """1 for two full blocks, where nothing reads it: a huge dim would not fit fp16."""
+        shapes = self.shapes(layer) if self.fixed is None else self.fixed
+        return 1.0 if "w1" in shapes and "w2" in shapes else super().file_alpha(layer)
+
+    def fits(self, shapes: Mapping[str, Shape], layer: Layer) -> bool:
+        out_l, in_m = shapes.get("w1") or (shapes["w1_a"][0], shapes["w1_b"][1])
+        if "t2" in shapes:
+            out_k, in_n = shapes["w2_a"][1], shapes["w2_b"][1] * elements(shapes["t2"][2:])
+        elif "w2" in shapes:
+            out_k, in_n = shapes["w2"][0], elements(shapes["w2"][1:])
+        else:
+            out_k, in_n = shapes["w2_a"][0], elements(shapes["w2_b"][1:])
+        return out_l * out_k == layer.out and in_m * in_n == layer.fan_in
+
+    def init(self, p: Tensors, layer: Layer, weight: Tensor, from_zero: bool = True) -> None:
+        for name, tensor in p.items():
+            if name in self.plus and from_zero:
+                tensor.zero_()
+            else:
+                self.fill(tensor)
+
+    def delta(self, p: Tensors, layer: Layer, weight: Tensor | None = None,
+              multiplier: float = 1.0) -> Tensor:
+        w1, w2 = _small(p), _large(p)
+        product = w1[:, None, :, None] * w2.flatten(1).view(w2.shape[0], -1)[None, :, None, :]
+        return product.reshape(layer.shape)
+
+    def cost(self, layer: Layer) -> Cost:
+        shapes = self.shapes(layer) if self.fixed is None else self.fixed
+        (out_l, in_m) = shapes.get("w1") or (shapes["w1_a"][0], shapes["w1_b"][1])
+        out_k, in_n = layer.out // out_l, layer.fan_in // in_m
+        large = 3.0 * in_m * in_n * out_k
+        if "w2_a" in shapes and "t2" not in shapes:
+            large = 3.0 * in_m * elements(shapes["w2_b"][:1]) * (in_n + out_k)
+        return Cost(large + 3.0 * out_k * in_m * out_l, 4.0 * layer.out * layer.fan_in)
+
+    def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
+              y: Tensor | None) -> Tensor | None:
+        w1 = _small(p)
+        in_m = w1.shape[1]
+        if layer.kind == "linear":
+            hidden = x.reshape(-1, in_m, x.shape[-1] // in_m)
+            if "w2" in p:
+                hidden = hidden @ p["w2"].t()
+            else:
+                hidden = (hidden @ p["w2_b"].t()) @ p["w2_a"].t()
+            change = torch.einsum("lm,nmk->nlk", w1, hidden)
+            return added(y, change.reshape(*x.shape[:-1], layer.out), factor)
+        w2 = _large(p)
+        w2 = w2.reshape(w2.shape[0], -1, *layer.kernel)
+        hidden = op(x.reshape(-1, x.shape[1] // in_m, *x.shape[2:]), w2)
+        places = hidden.shape[2:]
+        hidden = hidden.reshape(x.shape[0], in_m, -1)
+        return added(y, (w1 @ hidden).view(x.shape[0], layer.out, *places), factor)
+
+    @classmethod
+    def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:
+        small = "lokr_w1" if "lokr_w1" in found else "lokr_w1_b"
+        large = "lokr_w2" if "lokr_w2" in found else "lokr_w2_b"
+        needed = {small, large, small.replace("_b", "_a"), large.replace("_b", "_a")}
+        if not cls.has(found, *needed):
+            return None
+        ranks = [found[key][0] for key in (large, small) if key.endswith("_b")]
+        both_full = not ranks
+        dim = ranks[0] if ranks else max(found["lokr_w2"][:2])
+        return dim, LokrOptions(
+            factor=_factor(found), full_matrix=both_full, decompose_both=small.endswith("_b"),
+            use_tucker="lokr_t2" in found)
+
+
+def _small(p: Tensors) -> Tensor:
+    return p["w1"] if "w1" in p else p["w1_a"] @ p["w1_b"]
+
+
+def _large(p: Tensors) -> Tensor:
+    """w2 as (o_k, i_n, ...) or (o_k, i_n K)."""
+    if "w2" in p:
+        return p["w2"]
+    if "t2" in p:
+        return torch.einsum("ij...,ip,jq->pq...", p["t2"], p["w2_a"], p["w2_b"])
+    return p["w2_a"] @ p["w2_b"]
+
+
+def _factor(found: Mapping[str, Shape]) -> int:
+    """The factor that a file's small block speaks of; -1 for none above 1."""
+    small = found.get("lokr_w1") or (found["lokr_w1_a"][0], found["lokr_w1_b"][1])
+    return max(small)

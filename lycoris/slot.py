@@ -1,0 +1,262 @@
+"""What stands in for a layer's forward while adapters are attached to it.
+
+    y = W' (x + before x) + aside x + b,  then after y
+
+Each adapter either changes the weight (dense), or applies its factors to the input or the output
+(lycoris.paths says which is cheaper). Every adapter's change is that of the base's own weight, so
+that several on one layer add up in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import quantised
+from .adapter import Adapter
+
+SLOT = "lycoris_slot"
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Slot:
+    """The adapters of one layer, and the layer's forward with them."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.adapters: list[Adapter] = []
+        self.is_norm = not isinstance(module, (nn.Linear, *CONVS))
+        self.plain = not quantised.is_quantised(module)
+        self.whole = getattr(module, "groups", 1) == 1
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Slot:
+        """The module's slot, made and put in place if there is none yet."""
+        slot = module.__dict__.get(SLOT)
+        if slot is None:
+            slot = cls(module)
+            module.__dict__[SLOT] = slot
+            module.forward = slot.forward
+        return slot
+
+    def remove(self, adapter: Adapter) -> None:
+        self.adapters.remove(adapter)
+        if not self.adapters:  # the class's own forward shows again
+            del self.module.__dict__[SLOT]
+            del self.module.__dict__["forward"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = [adapter for adapter in self.adapters if not adapter.sits_out()]
+        if not active:
+            return self._base(x)
+        if self.is_norm:
+            return self._norm(x, active)
+        dense, direct, apart = self._sorted(active, x)
+        around = next((a for a in direct if a.algorithm.around), None)
+        changes = [self._apart(adapter, x) for adapter in apart]
+        if dense:
+            y = self._dense(x, dense)
+        elif around is None:
+            y = self._base(x)
+        else:
+            y = self._around(x, around)
+        for adapter in direct:
+            if adapter is not around:
+                y = adapter.aside(adapter.seen(), self._cast(adapter, x), self._op, y)
+        for change in changes:
+            y = y + change.to(y.dtype)
+        return y
+
+    def _sorted(self, active: Sequence[Adapter],
+                x: Tensor) -> tuple[list[Adapter], list[Adapter], list[Adapter]]:
+        """(dense, direct, apart): those that change the weight, those that apply their factors, and
+        those whose own output must be had alone, to be dropped in part."""
+        learning = torch.is_grad_enabled()
+        tokens = self._positions(x)
+        dense, direct, apart = [], [], []
+        for adapter in active:
+            if adapter.training and adapter.extras.dropout:
+                apart.append(adapter)
+            elif self.whole and adapter.goes_aside(tokens, learning):
+                direct.append(adapter)
+            else:
+                dense.append(adapter)
+        around = [adapter for adapter in direct if adapter.algorithm.around]
+        if len(around) + bool(dense) > 1:  # they would see each other's work
+            direct = [adapter for adapter in direct if not adapter.algorithm.around]
+            dense += around
+        return dense, direct, apart
+
+    def _positions(self, x: Tensor) -> int:
+        """How many times the weight is applied: rows of a linear layer's input, or pixels."""
+        if isinstance(self.module, nn.Linear):
+            return x.numel() // x.shape[-1]
+        positions = x.numel() // x.shape[1]
+        for stride in self.module.stride:
+            positions //= stride
+        return positions
+
+    def _base(self, x: Tensor) -> Tensor:
+        return type(self.module).forward(self.module, x)
+
+    def _op(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The layer's own operation with another weight, without bias."""
+        return apply(self.module, x, weight, None)
+
+    @staticmethod
+    def _cast(adapter: Adapter, x: Tensor) -> Tensor:
+        """Without autocast a half-precision base meets adapters in fp32."""
+        return x if torch.is_autocast_enabled(x.device.type) else x.to(adapter.dtype)
+
+    def _norm(self, x: Tensor, active: Sequence[Adapter]) -> Tensor:
+        weight, bias = self.module.weight, self.module.bias
+        for adapter in active:
+            weight, bias = adapter.changed(self.module.weight, bias, adapter.multiplier,
+                                           weight.to(adapter.dtype))
+        return apply(self.module, x, weight.to(self.module.weight.dtype),
+                     None if bias is None else bias.to(self.module.weight.dtype))
+
+    def _around(self, x: Tensor, adapter: Adapter) -> Tensor:
+        """The one adapter that changes the layer's input or reads its output before the bias."""
+        p, factor, algorithm = adapter.seen(), adapter.factor(), adapter.algorithm
+        own = self._cast(adapter, x)
+        fed = algorithm.before(p, own, adapter.layer, factor).to(x.dtype)
+        bias = self.module.bias
+        if self.plain:
+            y = apply(self.module, fed, self.module.weight, None)
+        else:
+            y = self._base(fed) if bias is None else self._base(fed) - bias.to(x.dtype)
+        dtype = y.dtype
+        y = algorithm.after(p, self._cast(adapter, y), adapter.layer, factor).to(dtype)
+        y = adapter.aside(p, own, self._op, y)
+        if bias is None:
+            return y
+        return y + (bias if adapter.layer.kind == "linear" else
+                    bias.view(-1, *(1 for _ in adapter.layer.kernel))).to(y.dtype)
+
+    def _dense(self, x: Tensor, adapters: Sequence[Adapter]) -> Tensor:
+        """One operation with W + dW. What it holds for the backward pass is x alone; W + dW is made
+        again from the factors there."""
+        seen = [adapter.seen() for adapter in adapters]
+        if not self.plain:
+            return self._beside(x, adapters, seen)
+        base, base_bias = self.module.weight, self.module.bias
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else (
+            base.dtype)
+
+        def build() -> tuple[Tensor, Tensor | None]:
+            weight, bias = None, base_bias
+            for adapter, p in zip(adapters, seen, strict=True):
+                weight, bias = adapter.changed(base, bias, adapter.multiplier, weight, p)
+            assert weight is not None
+            return weight.to(dtype), None if bias is None else bias.to(dtype)
+
+        weight, bias = build()
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return apply(self.module, x.to(dtype), weight, bias)
+        return _Rebuilt.apply(self.module, build, x.to(dtype), weight, bias)
+
+    def _beside(self, x: Tensor, adapters: Sequence[Adapter], seen: Sequence[dict]) -> Tensor:
+        """For a quantised base: its own output, and dW x beside it."""
+        needs = any(a.algorithm.needs_weight or a.dora_scale is not None for a in adapters)
+        base = quantised.weight_of(self.module) if needs else self._blank(adapters[0])
+        y, bias = self._base(x), self.module.bias
+        for adapter, p in zip(adapters, seen, strict=True):
+            own = self._cast(adapter, x)
+            change = self._op(own, adapter.change(base, adapter.multiplier, p))
+            y = y + change.to(y.dtype)
+            shift = adapter.algorithm.bias(p)
+            if shift is not None and bias is not None:
+                y = y + (adapter.multiplier * shift).to(y.dtype)
+        return y
+
+    def _blank(self, adapter: Adapter) -> Tensor:
+        """A weight that nobody reads, for its shape, dtype and device."""
+        return torch.empty((), dtype=adapter.dtype, device=self.module.weight.device).expand(
+            adapter.layer.shape)
+
+    def _apart(self, adapter: Adapter, x: Tensor) -> Tensor:
+        """The adapter's own output with a random share dropped and the rest made up for it."""
+        p, own = adapter.seen(), self._cast(adapter, x)
+        direct = not adapter.algorithm.around and self.whole and adapter.goes_aside(
+            self._positions(x), torch.is_grad_enabled())
+        if direct:
+            change = adapter.aside(p, own, self._op, None)
+            assert change is not None
+        else:
+            weight = quantised.weight_of(self.module)
+            change = self._op(own, adapter.change(weight, adapter.multiplier, p))
+            shift = adapter.algorithm.bias(p)
+            if shift is not None and self.module.bias is not None:
+                sides = (-1, *(1 for _ in adapter.layer.kernel))
+                change = change + adapter.multiplier * shift.view(sides)
+        return F.dropout(change, adapter.extras.dropout)
+
+
+def apply(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer's own operation (stride, padding mode, groups, eps) with another weight and
+    bias."""
+    if isinstance(module, nn.Linear):
+        return F.linear(x, weight, bias)
+    if isinstance(module, CONVS):
+        return module._conv_forward(x, weight, bias)
+    if isinstance(module, nn.GroupNorm):
+        return F.group_norm(x, module.num_groups, weight, bias, module.eps)
+    assert isinstance(module, nn.LayerNorm), type(module)
+    return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
+
+
+class _Rebuilt(torch.autograd.Function):
+    """The layer's operation with a weight that is not kept for the backward pass: `build()` makes
+    it again from what is smaller."""
+
+    @staticmethod
+    def forward(ctx: Any, module: nn.Module, build: Callable[[], tuple[Tensor, Tensor | None]],
+                x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.module, ctx.build, ctx.has_bias = module, build, bias is not None
+        ctx.save_for_backward(x)
+        return apply(module, x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        _, _, wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        with torch.no_grad():
+            weight = ctx.build()[0] if wants_x else None
+            wants_bias = ctx.has_bias and wants_bias
+            if isinstance(ctx.module, nn.Linear):
+                rows = grad.reshape(-1, grad.shape[-1])
+                gx = (rows @ weight).view(x.shape) if weight is not None else None
+                gw = rows.t() @ x.reshape(-1, x.shape[-1]) if wants_weight else None
+                gb = rows.sum(0) if wants_bias else None
+            else:
+                gx, gw, gb = _conv_backward(ctx.module, grad, x, weight, wants_weight, wants_bias)
+        return None, None, gx, gw, gb
+
+
+def _conv_backward(module: nn.Module, grad: Tensor, x: Tensor, weight: Tensor | None,
+                   wants_weight: bool, wants_bias: bool) -> tuple[Tensor | None, ...]:
+    """(input, weight, bias) gradients; a padding that is not zeros is undone by autograd itself."""
+    wants_x = weight is not None
+    shape = module.weight.shape
+    if weight is None:
+        weight = grad.new_empty(()).expand(shape)
+    padding, padded = module.padding, x
+    if module.padding_mode != "zeros" or isinstance(padding, str):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(wants_x)
+            padded = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+        padding = (0,) * len(module.stride)
+    gx, gw, gb = torch.ops.aten.convolution_backward(
+        grad, padded.detach(), weight.to(grad.dtype), [shape[0]] if wants_bias else None,
+        module.stride, padding, module.dilation, False, [0] * len(module.stride), module.groups,
+        [wants_x, wants_weight, wants_bias])
+    if wants_x and padded is not x:
+        (gx,) = torch.autograd.grad(padded, x, gx)
+    return (gx if wants_x else None, gw if wants_weight else None, gb if wants_bias else None)
