@@ -29,7 +29,8 @@ class Contestant:
 
 
 def parse(text: str, runs: Path) -> Contestant:
-    """ "base", a run's name in `runs`, a run folder or a file, each with ``:weight`` if not 1.
+    """ "base", a run's name in `runs`, a run folder, a PEFT folder or a file, each with
+    ``:weight`` if not 1.
 
     Raises AdapterError where nothing of that name exists.
     """
@@ -48,7 +49,8 @@ def parse(text: str, runs: Path) -> Contestant:
         return Contestant(BASE)
     for path in (runs / head, config.find(head)):  # a run called docs is no folder of ours
         if path.is_dir():
-            file = path / f"{path.name}.safetensors"
+            own = (f"{path.name}.safetensors", *adapterfile.FOLDER_FILES)
+            file = next((path / name for name in own if (path / name).is_file()), path / own[0])
             if not file.is_file():
                 raise AdapterError(f"The run {path.name} has no adapter yet: there is no {file}.",
                                    "Train it to the end, or stop and save it.")
@@ -82,7 +84,7 @@ def load(contestant: Contestant, family: Family,
     if contestant.path is None:
         return None, None
     file = adapterfile.AdapterFile(contestant.path)
-    match = adapterfile.match(file, family.layers, family.key, family.base.name)
+    match = adapterfile.match(file, family.layers, family.aliases, family.base.name)
     network = LycorisNetwork.from_file(file, match.assignments, model.modules)
     network.set_multiplier(contestant.weight)
     return network, match

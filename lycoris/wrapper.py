@@ -69,21 +69,13 @@ def create_lycoris_from_weights(
     """(network, tensors): the network a file describes, over `module`, with its weights, not yet
     attached, and the file's own tensors by their keys.
 
-    Keys may begin with lycoris_ (as create_lycoris writes them) or as the module's part does in a
-    whole model's file (lora_unet_, lora_te_). AdapterError where nothing fits.
+    Keys may be in any dialect; those of a whole model's file (lora_unet_, unet., ...) are found
+    where the module is of a known family. AdapterError where nothing fits.
     """
     opened = adapterfile.AdapterFile(file)
     layers = layers_of(module)
-    key = _key
-    if home := part_of(module):
-        kind, part = home
-
-        def family_key(layer: Layer) -> str:
-            return kind.key(dataclasses.replace(layer, part=part))
-
-        if not any(_key(layer) in opened.shapes for layer in layers):
-            key = family_key
-    found = adapterfile.match(opened, layers, key, type(module).__name__)
+    names = _names(module, layers, own_first="lycoris wrapper" in opened.reading.dialects)
+    found = adapterfile.match(opened, layers, names.__getitem__, type(module).__name__)
     network = LycorisNetwork.from_file(opened, found.assignments, {"": module})
     network.set_multiplier(multiplier)
     return network.requires_grad_(True), opened.tensors
@@ -91,6 +83,20 @@ def create_lycoris_from_weights(
 
 def _key(layer: Layer) -> str:
     return f"lycoris_{layer.name.replace('.', '_')}"
+
+
+def _names(module: nn.Module, layers: list[Layer],
+           own_first: bool) -> dict[Layer, tuple[str, ...]]:
+    """Every name of each layer in a file; the first is ours: lycoris_<path>, or the family's."""
+    own = {layer: (_key(layer), layer.name.replace(".", "_")) for layer in layers}
+    home = part_of(module)
+    if home is None:
+        return own
+    kind, part = home
+    placed = {dataclasses.replace(layer, part=part): layer for layer in layers}
+    family = {placed[layer]: names for layer, names in kind.names(list(placed)).items()}
+    return {layer: (*own[layer], *family[layer]) if own_first else (*family[layer], *own[layer])
+            for layer in layers}
 
 
 def _chosen(module: nn.Module, preset: str) -> list[Layer]:

@@ -203,12 +203,12 @@ def test_an_adapter_of_another_base(tmp_path: Path,
     path, _ = trained("lora")
     wider = families.open_base(make_base(tmp_path / "wider", cross=24))
     file = AdapterFile(path)
-    found = adapterfile.match(file, wider.layers, wider.key, "wider")
+    found = adapterfile.match(file, wider.layers, wider.aliases, "wider")
     assert not found.whole and found.unfit and "of another shape" in found.text
     assert found.total == len(file.shapes)
     none = [layer for layer in wider.layers if layer.part == "text_encoder"]
     with pytest.raises(AdapterError, match="made for another base than wider: matched 0 of"):
-        adapterfile.match(file, none, wider.key, "wider")
+        adapterfile.match(file, none, wider.aliases, "wider")
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> Path:

@@ -18,7 +18,8 @@ FLOORS = {
         "devices", "algorithms", "families", "captioners", "presetfile", "presets",
         "unetnames", "paths", "quantised"),
     3: ("data", "assignments", "sizes", "metadata", "plan", "adapterfile", "adapter", "slot",
-        "network", "checkpoint", "sampling", "contestants", "grid", "wrapper", "dialects", "sources"),
+        "network", "checkpoint", "sampling", "contestants", "grid", "wrapper", "dialects",
+        "sources"),
     4: ("trainer", "sample", "compare", "caption", "inspect"),
     5: ("arguments", "terminal", "__main__", "__init__"),
 }

@@ -7,6 +7,7 @@ and without diffusers: layers, presets, key names, tokens. `load` gives the `Mod
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +31,8 @@ class Family:
     name: ClassVar[str] = ""
     label: ClassVar[str] = ""
     prefixes: ClassVar[Mapping[str, str]] = {}  # {part: how its keys begin}
+    # {part: how they begin in other programs' files, dots as underscores}; "" for bare paths
+    other_prefixes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     blocks: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     classes: ClassVar[Mapping[str, str]] = {}  # {class name of a bare module: its part}
@@ -63,9 +66,44 @@ class Family:
         raise NotImplementedError
 
     @classmethod
-    def key(cls, layer: Layer) -> str:
-        """How the layer's tensors begin in an adapter file."""
-        return f"{cls.prefixes[layer.part]}_{layer.name.replace('.', '_')}"
+    def key(cls, layer: Layer, dialect: str = "kohya") -> str:
+        """How the layer's tensors begin in an adapter file: lora_unet_<path> (kohya),
+        lycoris_<path> (lycoris) or unet.<dotted path> (diffusers)."""
+        prefixes = {"kohya": cls.prefixes[layer.part], "lycoris": "lycoris", "diffusers": ""}
+        prefix, path = pick(prefixes, dialect, "dialect"), cls.path_in_file(layer)
+        return f"{prefix}_{path.replace('.', '_')}" if prefix else f"{layer.part}.{path}"
+
+    @classmethod
+    def path_in_file(cls, layer: Layer) -> str:
+        """The layer's path within its part as files write it."""
+        return layer.name
+
+    @classmethod
+    def other_paths(cls, layers: Sequence[Layer]) -> Mapping[Layer, tuple[str, ...]]:
+        """The paths that only other programs' code gives to one model's layers."""
+        return {}
+
+    @classmethod
+    def names(cls, layers: Sequence[Layer]) -> dict[Layer, tuple[str, ...]]:
+        """Every name under which each layer of one model may stand in a file, dots as underscores;
+        the first is ours."""
+        others = cls.other_paths(layers)
+        found = {}
+        for layer in layers:
+            prefixes = (cls.prefixes[layer.part], *cls.other_prefixes.get(layer.part, ()))
+            paths = (cls.path_in_file(layer), *cls.paths(layer), *others.get(layer, ()))
+            found[layer] = tuple(dict.fromkeys(
+                f"{prefix}_{path}".removeprefix("_").replace(".", "_")
+                for prefix in prefixes for path in paths))
+        return found
+
+    @cached_property
+    def _names(self) -> dict[Layer, tuple[str, ...]]:
+        return self.names(self.layers)
+
+    def aliases(self, layer: Layer) -> tuple[str, ...]:
+        """The names of one of `self.layers`, as `names` gives them."""
+        return self._names[layer]
 
     @classmethod
     def paths(cls, layer: Layer) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .. import objectives, tensorfile
+from .. import objectives, tensorfile, unetnames
 from ..algorithms import Layer
 from ..errors import ModelFileError
 from . import Family, Model
@@ -61,6 +61,10 @@ class StableDiffusion(Family):
     label = "Stable Diffusion 1.x"
     order = 1
     prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
+    other_prefixes = {
+        "unet": ("lycoris", "unet", "diffusion_model", "model_diffusion_model", ""),
+        "text_encoder": ("lora_te1", "lycoris", "text_encoder", "clip_l",
+                         "text_encoders_clip_l_transformer", "")}
     classes = {"UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder"}
     blocks = BLOCKS
     presets = {
@@ -117,11 +121,15 @@ class StableDiffusion(Family):
                 and "XL" not in str(index["_class_name"]) and "3" not in index["_class_name"])
 
     @classmethod
-    def key(cls, layer: Layer) -> str:
-        name = layer.name
-        if layer.part == "text_encoder" and not name.startswith(TEXT_LEVEL):
-            name = TEXT_LEVEL + name
-        return f"{cls.prefixes[layer.part]}_{name.replace('.', '_')}"
+    def path_in_file(cls, layer: Layer) -> str:
+        if layer.part != "text_encoder":
+            return layer.name
+        return TEXT_LEVEL + layer.name.removeprefix(TEXT_LEVEL)
+
+    @classmethod
+    def other_paths(cls, layers: Sequence[Layer]) -> Mapping[Layer, tuple[str, ...]]:
+        unet = {layer.name: layer for layer in layers if layer.part == "unet"}
+        return {unet[name]: (ldm,) for name, ldm in unetnames.ldm_names(unet).items()}
 
     @classmethod
     def paths(cls, layer: Layer) -> tuple[str, ...]:

@@ -1,0 +1,69 @@
+"""The two ways to name the layers of a Stable Diffusion UNet: diffusers' and the original code's.
+
+    down_blocks.0.attentions.1.proj_in   diffusers
+    input_blocks.2.1.proj_in             the original (LDM, and SGM for SDXL)
+
+The original numbers its blocks through, so a name can only be translated with the whole UNet in
+sight: how many residual blocks a level has, and whether a level has attention.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+TOP = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
+       "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+       "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
+IN_RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0",
+             "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
+             "conv_shortcut": "skip_connection"}
+BLOCK = re.compile(r"((?:down|up)_blocks\.\d+|mid_block)\.(\w+)\.(\d+)\.(.+)")
+
+
+def ldm_names(names: Iterable[str]) -> dict[str, str]:
+    """{diffusers' name: the original's} for all layers of one UNet; names of no known place are
+    left out."""
+    names = list(names)
+    places = _places(names)
+    found = {}
+    for name in names:
+        parts = BLOCK.fullmatch(name)
+        if name in TOP:
+            found[name] = TOP[name]
+        elif parts and (place := places.get((parts[1], parts[2], int(parts[3])))):
+            inner = parts[4]
+            if parts[2] == "resnets":
+                inner = IN_RESNET.get(inner, inner)
+            elif parts[2] == "downsamplers":
+                inner = "op"
+            found[name] = f"{place}.{inner}"
+    return found
+
+
+def _places(names: list[str]) -> dict[tuple[str, str, int], str]:
+    """{(block, "resnets" or "attentions" or .., number): where it stands in the original}."""
+    counts: dict[tuple[str, str], int] = {}
+    for name in names:
+        if parts := BLOCK.fullmatch(name):
+            at = parts[1], parts[2]
+            counts[at] = max(counts.get(at, 0), int(parts[3]) + 1)
+    places = {("mid_block", what, n): f"middle_block.{2 * n + (what == 'attentions')}"
+              for (block, what), count in counts.items() if block == "mid_block"
+              for n in range(count)}
+    for side, original, first in (("down_blocks", "input_blocks", 1),
+                                  ("up_blocks", "output_blocks", 0)):
+        number = first
+        for block in sorted({block for block, _ in counts if block.startswith(side)},
+                            key=lambda block: int(block.rpartition(".")[2])):
+            resnets = counts.get((block, "resnets"), 0)
+            attention = (block, "attentions") in counts
+            for n in range(resnets):
+                places[block, "resnets", n] = f"{original}.{number + n}.0"
+                places[block, "attentions", n] = f"{original}.{number + n}.1"
+            number += resnets
+            if (block, "downsamplers") in counts:  # a step of its own
+                places[block, "downsamplers", 0] = f"{original}.{number}.0"
+                number += 1
+            places[block, "upsamplers", 0] = f"{original}.{number - 1}.{2 if attention else 1}"
+    return places
