@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .algorithms import Tensors
+from .algorithms import Cost, Tensors
 from .assignments import Assignment
 from .paths import Choice, choose
 
@@ -36,6 +36,8 @@ class Adapter(nn.Module):
         shape = assignment.dora_shape()
         self.dora_scale = None if shape is None else nn.Parameter(torch.empty(shape))
         self._derived: tuple[str, ...] = ()
+        cost = self.algorithm.cost(self.layer)
+        self.cost = cost if shape is None else Cost(None, cost.build)  # DoRA needs W + dW
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,10 +154,7 @@ class Adapter(nn.Module):
 
     def choice(self, tokens: int, learning: bool) -> Choice:
         """The way this layer's forward takes for so many positions."""
-        cost = self.assignment.cost
-        if self.dora_scale is not None:
-            cost = type(cost)(None, cost.build)
-        return choose(self.layer, cost, tokens, learning)
+        return choose(self.layer, self.cost, tokens, learning)
 
     def goes_aside(self, tokens: int, learning: bool) -> bool:
         if self.algorithm.timed and self.dora_scale is None:
@@ -167,14 +166,11 @@ class Adapter(nn.Module):
     def factor(self) -> float:
         return self.multiplier * self.algorithm.scale(self.layer)
 
-    def aside(self, p: Tensors, x: Tensor, op: Operator, y: Tensor | None) -> Tensor | None:
+    def aside(self, p: Tensors, x: Tensor, op: Operator, y: Tensor | None) -> Tensor:
         """y + multiplier * scale * dW x from the factors."""
         if self.scalar is None:
             return self.algorithm.aside(p, x, self.layer, op, self.factor(), y)
-        change = self.algorithm.aside(p, x, self.layer, op, self.factor(), None)
-        if change is None:
-            return y
-        change = change * self.scalar
+        change = self.algorithm.aside(p, x, self.layer, op, self.factor(), None) * self.scalar
         return change if y is None else y.add_(change.to(y.dtype))
 
     @torch.no_grad()

@@ -6,7 +6,6 @@ alone; the cheaper one is taken.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 from .algorithms import Cost, Layer
@@ -39,7 +38,6 @@ class Choice:
         return f"builds dW: {built} multiply-adds a step, applying the factors takes {direct}"
 
 
-@functools.lru_cache(maxsize=65536)
 def choose(layer: Layer, cost: Cost, tokens: int, learning: bool) -> Choice:
     """For a layer that sees so many positions a pass. While learning, a step is the forward pass,
     the gradient of the input and those of the factors; else the forward pass alone.

@@ -25,7 +25,7 @@ from . import (
     schedules,
     sizes,
 )
-from .assignments import Assignment, assign_family
+from .assignments import Assignment, assign_family, select
 from .config import Config, NetworkConfig
 from .data import buckets as bucketing
 from .data import folder
@@ -172,12 +172,20 @@ def match(run: Config, algo: str, family: Family, target: int | None = None) -> 
     """
     if target is None:
         target = file_bytes(run, run.network, family)
-    own = {name: value for name, value in run.network.options.items()
-           if name in knobs.leaves(pick(algorithms.catalogue(), algo, "network.algo").Options)}
-    start = replace(run.network, algo=algo, options=own)
+    start = switched(run.network, algo)
     size_of = functools.cache(lambda dim: file_bytes(run, sizes.with_dim(start, dim), family))
-    matched = sizes.match_bytes(target, start, lambda network: size_of(network.dim))
+    dims = algorithms.catalogue()[algo].dims(start.dim)
+    matched = sizes.match_bytes(target, start, lambda network: size_of(network.dim), dims)
     return replace(run, network=matched)
+
+
+def switched(network: NetworkConfig, algo: str) -> NetworkConfig:
+    """The same network with another algorithm, as far as that one has these settings."""
+    entry = pick(algorithms.catalogue(), algo, "network.algo")
+    own = {name: value for name, value in network.options.items()
+           if name in knobs.leaves(entry.Options)}
+    return replace(network, algo=algo, options=own,
+                   init=network.init if network.init in entry.starts else "default")
 
 
 def check_names(run: Config) -> None:
@@ -269,7 +277,15 @@ def _warnings(plan: Plan) -> list[Warned]:
                 f"The batch size is {train.batch_size}, but no bucket holds more than {fullest} "
                 "pictures, so batches are smaller.", "Lower train.batch_size, or raise "
                 "train.accumulate."))
-    if network.alpha > 4 * network.dim:
+    entry = algorithms.catalogue()[network.algo]
+    chosen = select(plan.family, network)
+    if chosen.unmatched:
+        found.append(Warned(f"The preset {network.preset} names what this model does not have: "
+                            f"{', '.join(chosen.unmatched)}.", "Nothing is trained there."))
+    if network.rank_dropout and not entry.drops_ranks():
+        found.append(Warned(f"{entry.label} has no ranks, so network.rank_dropout does nothing.",
+                            "Use network.dropout or network.module_dropout."))
+    if entry.scaled and network.alpha > 4 * network.dim:
         found.append(Warned(
             f"network.alpha is {network.alpha:g} with dim {network.dim}: every change is scaled "
             f"by {network.alpha / network.dim:g}.", f"Set alpha to {network.dim} or less."))

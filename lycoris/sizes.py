@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from . import tensorfile
 from .assignments import Assignment
 from .config import NetworkConfig
+from .errors import ConfigError
 
 DTYPE_NAMES = {short: tensorfile.NAMES[dtype] for short, dtype in tensorfile.DTYPES.items()}
 
@@ -49,13 +50,17 @@ def entries_of(assignments: Iterable[Assignment], dtype: str) -> dict[str, tuple
     return {key: (name, shape) for a in assignments for key, shape in a.file_shapes().items()}
 
 
-def match_bytes(target: int, network: NetworkConfig,
-                size_of: Callable[[NetworkConfig], int], most: int = 4096) -> NetworkConfig:
+def match_bytes(target: int, network: NetworkConfig, size_of: Callable[[NetworkConfig], int],
+                dims: Sequence[int] | None = None, most: int = 4096) -> NetworkConfig:
     """The network like this one whose file comes closest to `target` bytes, by its dim.
 
     alpha keeps its ratio to dim, and an explicit conv_dim its ratio too, so that the strength at
-    the start is the same. File size grows with dim, so bisection finds the place.
+    the start is the same. Where file size grows with every dim, bisection finds the place; else
+    each of `dims` is tried, those that are impossible left out (ConfigError if all are).
     """
+    if dims is not None:
+        return _closest(target, [with_dim(network, dim) for dim in dims], size_of)
+    target = min(target, size_of(with_dim(network, most)))
     low, high = 1, 1
     while high < most and size_of(with_dim(network, high)) < target:
         low, high = high, high * 2
@@ -65,8 +70,25 @@ def match_bytes(target: int, network: NetworkConfig,
             low = middle
         else:
             high = middle
-    candidates = [with_dim(network, dim) for dim in sorted({low, high})]
-    return min(candidates, key=lambda each: abs(size_of(each) - target))
+    return _closest(target, [with_dim(network, dim) for dim in sorted({low, high})], size_of)
+
+
+def _closest(target: int, candidates: Sequence[NetworkConfig],
+             size_of: Callable[[NetworkConfig], int]) -> NetworkConfig:
+    best: tuple[int, NetworkConfig] | None = None
+    problem: ConfigError | None = None
+    for each in candidates:
+        try:
+            distance = abs(size_of(each) - target)
+        except ConfigError as error:
+            problem = error
+            continue
+        if best is None or distance < best[0]:
+            best = distance, each
+    if best is None:
+        assert problem is not None, "nothing to choose from"
+        raise problem
+    return best[1]
 
 
 def with_dim(network: NetworkConfig, dim: int) -> NetworkConfig:

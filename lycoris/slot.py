@@ -1,9 +1,7 @@
 """What stands in for a layer's forward while adapters are attached to it.
 
-    y = W' (x + before x) + aside x + b,  then after y
-
-Each adapter either changes the weight (dense), or applies its factors to the input or the output
-(lycoris.paths says which is cheaper). Every adapter's change is that of the base's own weight, so
+Each adapter either changes the weight (dense), or applies its factors to x and adds the result
+(aside), or works on the layer's input or output (around); lycoris.paths says what is cheaper. Every adapter's change is that of the base's own weight, so
 that several on one layer add up in any order.
 """
 
@@ -64,9 +62,12 @@ class Slot:
             y = self._base(x)
         else:
             y = self._around(x, around)
+        ours = self.plain and not dense  # y may be written to: no other function's result
         for adapter in direct:
             if adapter is not around:
-                y = adapter.aside(adapter.seen(), self._cast(adapter, x), self._op, y)
+                change = adapter.aside(adapter.seen(), self._cast(adapter, x), self._op,
+                                       y if ours else None)
+                y = change if ours else y + change.to(y.dtype)
         for change in changes:
             y = y + change.to(y.dtype)
         return y
@@ -121,18 +122,19 @@ class Slot:
                      None if bias is None else bias.to(self.module.weight.dtype))
 
     def _around(self, x: Tensor, adapter: Adapter) -> Tensor:
-        """The one adapter that changes the layer's input or reads its output before the bias."""
-        p, factor, algorithm = adapter.seen(), adapter.factor(), adapter.algorithm
-        own = self._cast(adapter, x)
-        fed = algorithm.before(p, own, adapter.layer, factor).to(x.dtype)
-        bias = self.module.bias
-        if self.plain:
-            y = apply(self.module, fed, self.module.weight, None)
-        else:
-            y = self._base(fed) if bias is None else self._base(fed) - bias.to(x.dtype)
-        dtype = y.dtype
-        y = algorithm.after(p, self._cast(adapter, y), adapter.layer, factor).to(dtype)
-        y = adapter.aside(p, own, self._op, y)
+        """The one adapter that works on the layer's input or its output before the bias."""
+        bias, p = self.module.bias, adapter.seen()
+
+        def base(fed: Tensor) -> Tensor:
+            fed = fed.to(x.dtype)
+            if self.plain:
+                return self._cast(adapter, apply(self.module, fed, self.module.weight, None))
+            y = self._base(fed)
+            return self._cast(adapter, y if bias is None else y - bias.to(y.dtype))
+
+        y = adapter.algorithm.through(p, self._cast(adapter, x), adapter.layer, self._op, base,
+                                      adapter.factor())
+        y = y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
         if bias is None:
             return y
         return y + (bias if adapter.layer.kind == "linear" else
@@ -187,7 +189,6 @@ class Slot:
             self._positions(x), torch.is_grad_enabled())
         if direct:
             change = adapter.aside(p, own, self._op, None)
-            assert change is not None
         else:
             weight = quantised.weight_of(self.module)
             change = self._op(own, adapter.change(weight, adapter.multiplier, p))

@@ -7,7 +7,7 @@ them (scale, multiplier, dropouts, DoRA, attaching, merging, files) lives once, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -87,8 +87,9 @@ class Algorithm:
     suffix in the file. `fold` names the tensors in which, taken together, delta is linear: they
     take a trained scalar or a norm cap. `ranked` maps tensors to the axis that counts ranks, for
     rank dropout. `frozen` tensors are saved but not trained. `plus` are the tensors with LoRA+'s
-    higher rate. `around` says that the way without dW changes the layer's input or reads its
-    output, so that another of that sort on the same layer would be in its way.
+    higher rate. `around` says that the way without dW changes the layer's input or its output
+    (`through`) instead of adding to it (`aside`), so that another of that sort on the same layer
+    would be in its way.
     """
 
     name: ClassVar[str] = ""
@@ -121,6 +122,12 @@ class Algorithm:
         self.rank_stabilised = rank_stabilised
         self.start = start
         self.fixed: Mapping[str, Shape] | None = None  # shapes as a file has them
+
+    @classmethod
+    def dims(cls, dim: int) -> Sequence[int] | None:
+        """The dims worth trying for a file of a given size, now being `dim`; None where every dim
+        is possible and a larger one makes a larger file."""
+        return None if cls.has_dim else (dim,)
 
     def problem(self, layer: Layer) -> str:
         """Why these settings are impossible on this layer; empty where they are not."""
@@ -195,21 +202,19 @@ class Algorithm:
     def cost(self, layer: Layer) -> Cost:
         return Cost(None, 0.0)
 
-    def before(self, p: Tensors, x: Tensor, layer: Layer, factor: float) -> Tensor:
-        """x + factor * A x: the layer's input with what the algorithm adds to it."""
-        return x
-
     def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
-              y: Tensor | None) -> Tensor | None:
+              y: Tensor | None) -> Tensor:
         """y + factor * dW x without forming dW; `op(x, weight)` is the layer's own operator.
 
         y is the layer's output, fresh, and may be overwritten; None stands for zero.
         """
-        return y
+        raise NotImplementedError
 
-    def after(self, p: Tensors, y: Tensor, layer: Layer, factor: float) -> Tensor:
-        """y + factor * (dW W^-1) y, y being W x without the bias."""
-        return y
+    def through(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, base: Callable[
+            [Tensor], Tensor], factor: float) -> Tensor:
+        """(W + factor * dW) x for those that work `around` the layer: `base(x)` is W x without the
+        bias."""
+        raise NotImplementedError
 
     def drop_ranks(self, p: dict[str, Tensor], share: float) -> dict[str, Tensor]:
         """The tensors with a random share of their ranks silenced and the rest made up for it."""
@@ -240,6 +245,11 @@ class Algorithm:
         """Fill the tensors from a file's {suffix: tensor}."""
         for name, tensor in p.items():
             tensor.copy_(found[self.keys[name]].reshape(tensor.shape))
+
+    @classmethod
+    def drops_ranks(cls) -> bool:
+        """Has it something that rank dropout can silence?"""
+        return bool(cls.ranked) or cls.drop_ranks is not Algorithm.drop_ranks
 
     @classmethod
     def has(cls, found: Mapping[str, Shape], *needed: str) -> bool:

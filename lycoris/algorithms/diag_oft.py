@@ -9,7 +9,7 @@ with `rescaled` each output also learns its length.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..knobs import Knob
-from . import Algorithm, Cost, Layer, Shape, Tensors, factorization
+from . import Algorithm, Cost, Layer, Operator, Shape, Tensors, factorization
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class DiagOft(Algorithm):
     needs_weight = True
     around = True
     Options = OftOptions
+
+    @classmethod
+    def dims(cls, dim: int) -> Sequence[int] | None:
+        return range(2, 257)
 
     def shapes(self, layer: Layer) -> dict[str, Shape]:
         block, count = factorization(layer.out, self.dim)
@@ -79,7 +83,9 @@ class DiagOft(Algorithm):
         shapes = self.shapes(layer) if self.fixed is None else self.fixed
         return shapes["blocks"][-1]
 
-    def after(self, p: Tensors, y: Tensor, layer: Layer, factor: float) -> Tensor:
+    def through(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, base: Callable[
+            [Tensor], Tensor], factor: float) -> Tensor:
+        y = base(x)
         if layer.kind == "linear":
             turned = self._turned(p, y, layer, factor)
         else:

@@ -9,7 +9,7 @@ file cut to its first k ranks paints what that prefix was trained to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -36,6 +36,10 @@ class Dylora(Lora):
     order = 6
     starts = ("default", "orthogonal")
     Options = DyloraOptions
+
+    @classmethod
+    def dims(cls, dim: int) -> Sequence[int] | None:
+        return range(1, 513)
 
     def problem(self, layer: Layer) -> str:
         if self.dim % self.options.block_size:

@@ -8,7 +8,7 @@ rank and the rest left out). On a convolution a1 and a2 act on the channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -57,12 +57,10 @@ class Glora(Algorithm):
         return Cost(3.0 * r * (2 * layer.inp + layer.out + layer.fan_in),
                     8.0 * r * layer.out * layer.fan_in)
 
-    def before(self, p: Tensors, x: Tensor, layer: Layer, factor: float) -> Tensor:
-        return x + pointwise(pointwise(x, p["a2"], 1.0, None), p["a1"], factor, None)
-
-    def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
-              y: Tensor | None) -> Tensor | None:
-        return pointwise(op(x, p["b2"]), p["b1"], factor, y)
+    def through(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, base: Callable[
+            [Tensor], Tensor], factor: float) -> Tensor:
+        seen = x + pointwise(pointwise(x, p["a2"], 1.0, None), p["a1"], factor, None)
+        return base(seen) + pointwise(op(x, p["b2"]), p["b1"], factor, None)
 
     def fits(self, shapes: Mapping[str, Shape], layer: Layer) -> bool:
         return (super().fits(shapes, layer) and shapes["a1"][0] == layer.inp

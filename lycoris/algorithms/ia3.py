@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..knobs import Knob
-from . import Algorithm, Cost, Layer, Shape, Tensors
+from . import Algorithm, Cost, Layer, Operator, Shape, Tensors
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Ia3(Algorithm):
     def cost(self, layer: Layer) -> Cost:
         return Cost(3.0, 3.0 * layer.out * layer.fan_in)
 
-    def before(self, p: Tensors, x: Tensor, layer: Layer, factor: float) -> Tensor:
-        return _scaled(p["weight"], x, layer, factor) if self.options.train_on_input else x
-
-    def after(self, p: Tensors, y: Tensor, layer: Layer, factor: float) -> Tensor:
-        return y if self.options.train_on_input else _scaled(p["weight"], y, layer, factor)
+    def through(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, base: Callable[
+            [Tensor], Tensor], factor: float) -> Tensor:
+        if self.options.train_on_input:
+            return base(_scaled(p["weight"], x, layer, factor))
+        return _scaled(p["weight"], base(x), layer, factor)
 
     @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:

@@ -84,7 +84,7 @@ class Loha(Algorithm):
                     8.0 * r * layer.out * layer.fan_in)
 
     def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
-              y: Tensor | None) -> Tensor | None:
+              y: Tensor | None) -> Tensor:
         r = p["w1_a"].shape[1]
         up = (p["w1_a"][:, :, None] * p["w2_a"][:, None, :]).reshape(-1, r * r)
         down = (p["w1_b"][:, None, :] * p["w2_b"][None, :, :]).reshape(r * r, *layer.shape[1:])

@@ -126,7 +126,7 @@ class Lokr(Algorithm):
         return Cost(large + 3.0 * out_k * in_m * out_l, 4.0 * layer.out * layer.fan_in)
 
     def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
-              y: Tensor | None) -> Tensor | None:
+              y: Tensor | None) -> Tensor:
         w1 = _small(p)
         in_m = w1.shape[1]
         if layer.kind == "linear":

@@ -91,7 +91,7 @@ class Lora(Algorithm):
         return Cost(token, 4.0 * r * layer.out * layer.fan_in)
 
     def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
-              y: Tensor | None) -> Tensor | None:
+              y: Tensor | None) -> Tensor:
         up, down = _moved(p)
         if "mid" in p:
             hidden = op(pointwise(x, down, 1.0, None), p["mid"])

@@ -51,7 +51,7 @@ class Svdiff(Algorithm):
         return Cost(2.0 * k * (layer.out + layer.fan_in), 3.0 * k * layer.out * layer.fan_in)
 
     def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
-              y: Tensor | None) -> Tensor | None:
+              y: Tensor | None) -> Tensor:
         ones = (1,) * len(layer.kernel)
         u = (p["u"] * _moved(p)).view(layer.out, -1, *ones)
         return pointwise(op(x, p["v"].view(-1, *layer.shape[1:])), u, factor, y)

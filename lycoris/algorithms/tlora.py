@@ -108,7 +108,7 @@ class Tlora(Algorithm):
         return Cost(6.0 * r * (layer.out + layer.fan_in), 8.0 * r * layer.out * layer.fan_in)
 
     def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
-              y: Tensor | None) -> Tensor | None:
+              y: Tensor | None) -> Tensor:
         up, down, scales = _both(p)
         if "t" in p:
             scales = scales * self._mask(p["t"], up.shape[1] // 2).repeat(1, 2)
