@@ -31,6 +31,7 @@ ENDINGS = {
     ".lora_linear_layer.down.weight": "lora_down.weight",
     ".lora_linear_layer.up.weight": "lora_up.weight",
     ".lora_magnitude_vector": "magnitude", ".lora_magnitude_vector.weight": "magnitude",
+    ".oft_R.weight": "oft_R.weight", ".ia3_l": "ia3_l",  # PEFT's own, which are not read
     ".oft_diag": "oft_diag", **{f".{suffix}": suffix for suffix in sources.SPARSE}}
 # PEFT writes the adapter's own name ("default") into the keys of a live model.
 _PEFT_NAME = re.compile(
@@ -79,6 +80,7 @@ def translate(entries: Entries, metadata: Mapping[str, str],
     written, ignored, unread = _sorted_keys(entries)
     if config is None and DIFFUSERS_CONFIG in metadata:
         config = _parsed(metadata[DIFFUSERS_CONFIG])
+    _refuse_other_peft(config or {})
     old = _old_gloras(written)
     groups: dict[str, Group] = {}
     counts: dict[str, int] = {}
@@ -127,14 +129,21 @@ def identify(found: Mapping[str, Shape]) -> tuple[type[Algorithm], int, Any] | N
 
 
 def lacking(found: Mapping[str, Shape]) -> tuple[str, ...]:
-    """The fewest suffixes, at most three, with which the group would be an algorithm's."""
+    """The fewest suffixes, at most three, with which the group would be an algorithm's; those that
+    are named like ones it has come first (lokr_w2_b beside lokr_w2_a)."""
     own = set(found) - {"alpha", "dora_scale"}
+
+    def stranger(key: str) -> int:
+        return -max(len([*itertools.takewhile(lambda pair: pair[0] == pair[1],
+                                              zip(key, other, strict=False))]) for other in own)
+
     for count in (1, 2, 3):
         for entry in algorithms.all_entries().values():
             keys = list(entry.keys.values())
             if not own or not own <= set(keys):
                 continue
-            for more in itertools.combinations([key for key in keys if key not in own], count):
+            absent = sorted((key for key in keys if key not in own), key=stranger)
+            for more in itertools.combinations(absent, count):
                 if any(identify({**found, **dict.fromkeys(more, (1,) * sides)})
                        for sides in (2, 3, 4)):
                     return more
@@ -237,13 +246,9 @@ def _peft_scale(name: str, config: Mapping[str, Any], dim: int | None) -> float 
         path = inner
     elif "r" not in config:
         return None
-    kind = str(config.get("peft_type", "LORA"))
-    if kind not in PEFT_TYPES:
-        raise AdapterError(
-            f"This is a {kind} adapter of PEFT, which is not read.",
-            f"Of PEFT's adapters {', '.join(PEFT_TYPES)} are read; convert it to LoRA with PEFT.")
     try:
-        alpha = float(_for_layer(config.get("alpha_pattern"), path, config[PEFT_TYPES[kind]]))
+        own = config[PEFT_TYPES[config.get("peft_type", "LORA")]]
+        alpha = float(_for_layer(config.get("alpha_pattern"), path, own))
         r = float(dim or _for_layer(config.get("rank_pattern"), path, config["r"]))
         return alpha / (r**0.5 if config.get("use_rslora") else r)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError,
@@ -251,6 +256,15 @@ def _peft_scale(name: str, config: Mapping[str, Any], dim: int | None) -> float 
         raise AdapterError(f"The PEFT config does not say the scale of {path}: {problem!r}.",
                            "Copy adapter_config.json again from where the adapter "
                            "came from.") from None
+
+
+def _refuse_other_peft(config: Mapping[str, Any]) -> None:
+    for name, kind in config.items():
+        if name.rpartition(".")[2] == "peft_type" and kind not in PEFT_TYPES:
+            raise AdapterError(
+                f"This is a {kind} adapter of PEFT, which is not read.",
+                f"Of PEFT's adapters {', '.join(PEFT_TYPES)} are read; convert it to LoRA with "
+                "PEFT.")
 
 
 def _for_layer(patterns: Any, path: str, default: Any) -> Any:
@@ -322,6 +336,7 @@ def _diffusers(layer: Layer, group: Mapping[str, Tensor]) -> dict[str, Tensor] |
     found = {"lora_A.weight": sources.conv_down(group).to(up.dtype).reshape(r, *layer.shape[1:]),
              "lora_B.weight": (up.float() * scale).to(up.dtype).reshape(layer.out, r, *ones)}
     if dora is not None:
-        found["lora_magnitude_vector"] = dora.reshape(
+        # With .weight both of diffusers' ways take it, PEFT's for the UNet, transformers' for text.
+        found["lora_magnitude_vector.weight"] = dora.reshape(
             (1, layer.out, *ones) if ones else (layer.out,))
     return found
