@@ -1,8 +1,8 @@
 """What stands in for a layer's forward while adapters are attached to it.
 
 Each adapter either changes the weight (dense), or applies its factors to x and adds the result
-(aside), or works on the layer's input or output (around); lycoris.paths says what is cheaper. Every adapter's change is that of the base's own weight, so
-that several on one layer add up in any order.
+(aside), or works on the layer's input or output (around); lycoris.paths says what is cheaper. Every
+adapter's change is that of the base's own weight, so that several on one layer add up in any order.
 """
 
 from __future__ import annotations

@@ -22,11 +22,12 @@ from lycoris.errors import AdapterError
 from lycoris.network import LycorisNetwork
 
 WEIGHTED = [name for name, entry in algorithms.catalogue().items()]
+PLAIN = Extras()
 every_algorithm = pytest.mark.parametrize("algo", WEIGHTED)
 
 
-def network_on(root: nn.Module, algo: str, extras: Extras = Extras(),
-               names: tuple[str, ...] = ("0",), key: str = "k", **options: object) -> LycorisNetwork:
+def network_on(root: nn.Module, algo: str, extras: Extras = PLAIN,
+               names: tuple[str, ...] = ("0",), key: str = "k", **options: Any) -> LycorisNetwork:
     """Adapters, moved away from their start, on named layers of a module."""
     found = []
     for name in names:
@@ -255,7 +256,7 @@ def test_dylora_trains_a_prefix_at_the_scale_of_its_file() -> None:
         network.zero_grad()
         change = adapter.change(root[0].weight, 1.0)
         change.sum().backward()
-        place = next(i for i, each in enumerate(prefixes) if torch.allclose(each, change, atol=1e-5))
+        place = [torch.allclose(each, change, atol=1e-5) for each in prefixes].index(True)
         learned = adapter.p["down"].grad.abs().sum(1) > 0
         assert learned.tolist() == [place == 0, place == 0, place == 1, place == 1]
         hit.add(place)
@@ -288,7 +289,8 @@ def test_tlora_listens_to_the_timestep() -> None:
     for place, t in enumerate(times):
         active = math.floor((1000 - t) / 1000 * (DIM - 1)) + 1
         mask = (torch.arange(DIM) < active).float()
-        dw = ((p["p"] * (p["scales"] * mask)) @ p["q"] - (p["p0"] * (p["scales0"] * mask)) @ p["q0"])
+        dw = (p["p"] * (p["scales"] * mask)) @ p["q"]
+        dw -= (p["p0"] * (p["scales0"] * mask)) @ p["q0"]
         expected = ALPHA / DIM * x[place] @ dw.T
         assert torch.allclose(together[place], expected, atol=1e-4)
         assert torch.allclose(root(x, timestep=torch.tensor(t))[place] - base[place], expected,

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .. import presets
+from .. import presets, quantised
 from ..algorithms import Layer
 from ..errors import ConfigError, ModelFileError
 from ..objectives import Objective
@@ -202,7 +202,7 @@ def layers_of(module: nn.Module, part: str = "",
             kind = "norm"
         else:
             continue
-        found.append(Layer(rename(name), kind, tuple(weight.shape),
+        found.append(Layer(rename(name), kind, quantised.shape_of(child),
                            getattr(child, "bias", None) is not None, part))
     return found
 
