@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import algorithms, dialects, tensorfile
+from . import algorithms, dialects, sources, tensorfile
 from .algorithms import Layer, Shape, elements
 from .assignments import Assignment, Extras
 from .errors import AdapterError
@@ -31,13 +31,22 @@ class AdapterFile:
     asked for.
 
     Groups (one a layer) go by the names that the file gives them; their tensors have the suffixes
-    of the kohya/LyCORIS convention, whatever the file calls them.
+    of the kohya/LyCORIS convention, whatever the file calls them. With `ranks` its LoRAs are cut to
+    their first ranks, for files of DyLoRA.
     """
 
-    def __init__(self, path: Path | str):
+    def __init__(self, path: Path | str, ranks: int | None = None):
         self.path = inside(Path(path))
         self.entries, self.metadata = tensorfile.peek(self.path, AdapterError)
-        self.reading = dialects.translate(self.entries, self.metadata, _peft_config(self.path))
+        try:
+            self.reading = dialects.translate(self.entries, self.metadata, _peft_config(self.path))
+        except AdapterError as problem:
+            raise AdapterError(f"{self.path.name}: {problem.message}", problem.fix,
+                               problem.keys) from problem
+        if ranks is not None:
+            self.reading = replace(self.reading, groups={
+                name: sources.first_ranks(group, ranks)
+                for name, group in self.reading.groups.items()})
         self.shapes: dict[str, dict[str, Shape]] = {
             name: {suffix: source.shape for suffix, source in group.items()}
             for name, group in self.reading.groups.items()}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import algorithms, sources
@@ -262,9 +263,9 @@ def _refuse_other_peft(config: Mapping[str, Any]) -> None:
     for name, kind in config.items():
         if name.rpartition(".")[2] == "peft_type" and kind not in PEFT_TYPES:
             raise AdapterError(
-                f"This is a {kind} adapter of PEFT, which is not read.",
+                f"This is PEFT's {kind}, which is not read.",
                 f"Of PEFT's adapters {', '.join(PEFT_TYPES)} are read; convert it to LoRA with "
-                "PEFT.")
+                "PEFT's convert_to_lora.")
 
 
 def _for_layer(patterns: Any, path: str, default: Any) -> Any:
@@ -310,7 +311,7 @@ def rewrite(groups: Iterable[tuple[Layer, Mapping[str, Tensor]]],
     unsaid: list[str] = []
     for layer, group in groups:
         name = key(layer, dialect)
-        words = _diffusers(layer, group) if dialect == "diffusers" else dict(group)
+        words = _diffusers(layer, group) if dialect == "diffusers" else _kohya(group)
         if words is None:
             unsaid.append(name)
         found.update({f"{name}.{suffix}": tensor for suffix, tensor in (words or {}).items()})
@@ -320,6 +321,15 @@ def rewrite(groups: Iterable[tuple[Layer, Mapping[str, Tensor]]],
             f"DoRA on the output; the first is {unsaid[0]}.",
             "Convert the adapter to LoRA first, or write kohya's keys.", keys=unsaid)
     return found
+
+
+def _kohya(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The group itself; with the alpha without which some readers fail (dim, where there was none
+    and it counts)."""
+    read = identify({suffix: tuple(tensor.shape) for suffix, tensor in group.items()})
+    if read is None or not read[0].scaled or "alpha" in group:
+        return dict(group)
+    return {**group, "alpha": torch.tensor(float(read[1]))}
 
 
 def _diffusers(layer: Layer, group: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

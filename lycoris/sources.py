@@ -145,6 +145,21 @@ def _with_rest(p: Mapping[str, Tensor]) -> Tensor:
     return (product + rest.to_dense().reshape(product.shape)) * scale
 
 
+def first_ranks(group: Group, count: int) -> Group:
+    """A LoRA cut to its first ranks at the scale it had, as A1111's `dyn` does with a DyLoRA;
+    other groups, and LoRAs of no more ranks, as they are."""
+    down = group.get("lora_down.weight")
+    if down is None or "lora_up.weight" not in group or "lora_mid.weight" in group:
+        return group
+    up, dim = group["lora_up.weight"], down.shape[0]
+    if count >= dim:
+        return group
+    alpha = group.get("alpha", constant(float(dim)))
+    return {**group, "alpha": alpha.then(lambda t: t.float() * count / dim),
+            "lora_down.weight": down.then(lambda t: t[:count], (count, *down.shape[1:])),
+            "lora_up.weight": up.then(lambda t: t[:, :count], (up.shape[0], count, *up.shape[2:]))}
+
+
 def conv_down(p: Mapping[str, Tensor]) -> Tensor:
     """A LoRA's `down` with the kernel of its Tucker core, if there is one, worked in: (r, i, *k).
 

@@ -343,7 +343,7 @@ def test_peft_adapters_that_are_not_read(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     config = peft.IA3Config(target_modules=["lin"], feedforward_modules=[])
     peft.get_peft_model(Small(), config).save_pretrained(tmp_path / "a")
-    with pytest.raises(AdapterError, match=r"a IA3 adapter of PEFT.*LORA, LOHA, LOKR are read"):
+    with pytest.raises(AdapterError, match=r"PEFT's IA3, which is not.*LORA, LOHA, LOKR are"):
         AdapterFile(tmp_path / "a")
     config = peft.LoraConfig(r=2, lora_bias=True, target_modules=["lin"])
     peft.get_peft_model(Small(), config).save_pretrained(tmp_path / "b")
@@ -482,6 +482,20 @@ def test_dylora_files_are_loras(base: Base, tmp_path: Path) -> None:
                             "alpha": torch.tensor(3)} for layer, group in groups.items()}
     assert torch.equal(base.under(kohya(base, tmp_path / "a.safetensors", flat)),
                        base.under(kohya(base, tmp_path / "b.safetensors", groups)))
+
+
+def test_a_dylora_cut_to_its_first_ranks(base: Base, tmp_path: Path) -> None:
+    """A1111's dyn: the first ranks at the whole file's scale."""
+    layer = base.layers[0]
+    group, name = randoms(layer, "lora", dim=6), base.family.key(layer)
+    path = kohya(base, tmp_path / "a.safetensors", {layer: group})
+    weight = torch.randn(layer.shape)
+    up, down = group["lora_up.weight"].flatten(1), group["lora_down.weight"].flatten(1)
+    for ranks, kept in ((2, 2), (6, 6), (99, 6), (None, 6)):
+        file = AdapterFile(path, ranks=ranks)
+        assert file.kind(name)[1] == kept
+        expected = (up[:, :kept] @ down[:kept] * 3.0 / 6).view(layer.shape)
+        assert torch.allclose(dW(file, name, layer, weight), expected, atol=1e-5)
 
 
 def test_textual_inversions_are_left_out(base: Base, tmp_path: Path) -> None:
@@ -776,6 +790,14 @@ def test_a_lora_in_every_dialect(base: Base, tmp_path: Path, dialect: str,
     path = rewritten(base, groups, dialect, tmp_path / "b.safetensors")
     assert torch.allclose(base.under(path), expected, atol=1e-5)
     assert AdapterFile(path).dialect == {"lycoris": "lycoris wrapper"}.get(dialect, dialect)
+
+
+def test_an_alpha_is_always_written(base: Base) -> None:
+    layer = base.layers[0]
+    group = randoms(layer, "loha", dim=3)
+    del group["alpha"]
+    tensors = dialects.rewrite({layer: group}.items(), base.family.key, "kohya")
+    assert tensors[f"{base.family.key(layer)}.alpha"].item() == 3
 
 
 def test_what_diffusers_keys_cannot_say(base: Base, tmp_path: Path) -> None:
