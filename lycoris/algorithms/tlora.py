@@ -4,7 +4,7 @@
 
 The factors start as singular triplets p0, l0, q0 of W or of a random matrix, and m_t leaves the
 first ((T - t) / T)^power (r - r_min) + r_min ranks at timestep t (Soboleva et al. 2025,
-arXiv 2507.05964, eq. 3-6). The start is in the file, so that the file alone gives dW back; merged
+arXiv 2507.05964). The start is in the file, so that the file alone gives dW back; merged
 into a base, where there is no timestep, all ranks count.
 """
 
@@ -103,6 +103,11 @@ class Tlora(Algorithm):
         up, down, scales = _both(p)
         return ((up.flatten(1) * scales) @ down.flatten(1)).view(layer.shape)
 
+    def factors(self, p: Tensors, layer: Layer,
+                weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        up, down, scales = _both(p)
+        return up.flatten(1) * scales, down.flatten(1)
+
     def cost(self, layer: Layer) -> Cost:
         r = self._rank(layer)
         return Cost(6.0 * r * (layer.out + layer.fan_in), 8.0 * r * layer.out * layer.fan_in)
@@ -141,6 +146,10 @@ class Tlora(Algorithm):
     def shrink(self, p: Tensors, ratio: float) -> None:
         for name in ("q", "p", "scales"):
             p[name].copy_(torch.lerp(p[f"{name}0"], p[name], ratio))
+
+    def fits(self, shapes: Mapping[str, Shape], layer: Layer) -> bool:
+        """Files of the reference package have no schedule."""
+        return super().fits({"schedule": (3,), **shapes}, layer)
 
     @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:
