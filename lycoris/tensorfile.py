@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -71,12 +71,20 @@ def entries_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, tupl
 def write(path: Path | str, tensors: Mapping[str, torch.Tensor],
           metadata: Mapping[str, str]) -> Path:
     """Write durably; one tensor at a time is copied to the CPU."""
-    start, order = header(entries_of(tensors), metadata)
+    return stream(path, entries_of(tensors), tensors.__getitem__, metadata)
+
+
+def stream(path: Path | str, entries: Entries, make: Callable[[str], torch.Tensor],
+           metadata: Mapping[str, str]) -> Path:
+    """Write durably what `entries` announce; `make(name)` is asked for one tensor after another."""
+    start, order = header(entries, metadata)
 
     def chunks() -> Iterator[bytes | memoryview]:
         yield start
         for name in order:
-            yield raw_bytes(tensors[name])
+            tensor = make(name)
+            assert (NAMES[tensor.dtype], tuple(tensor.shape)) == entries[name], name
+            yield raw_bytes(tensor)
 
     return durable.write_bytes(path, chunks())
 
@@ -110,6 +118,29 @@ def read(path: Path | str, error: type[LycorisError]) -> tuple[dict[str, torch.T
     except (SafetensorError, OSError) as problem:
         raise error(f"{path} cannot be read: {problem}.",
                     "The file is damaged or cut short; take another copy.") from problem
+
+
+class Lazy:
+    """A file's entries and metadata; its tensors are read, on the CPU, when asked for.
+
+    Raises `error` where the file is not whole.
+    """
+
+    def __init__(self, path: Path | str, error: type[LycorisError]):
+        self.path, self._error = Path(path), error
+        self.entries, self.metadata = peek(path, error)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        try:
+            with safe_open(str(self.path), framework="pt", backend="pread") as file:
+                return file.get_tensor(name)
+        except (SafetensorError, OSError) as problem:
+            raise self._error(
+                f"{self.path} cannot be read: {problem}.",
+                "The file is damaged or cut short; take another copy.") from problem
 
 
 def peek(path: Path | str, error: type[LycorisError]) -> tuple[dict[str, tuple[str, tuple]],

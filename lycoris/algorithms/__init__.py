@@ -199,6 +199,17 @@ class Algorithm:
         """The change of the bias, for algorithms that have one."""
         return None
 
+    def factors(self, p: Tensors, layer: Layer,
+                weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(up (o, r), down (r, i K)) with up @ down = dW before the scale, for what works on ranks;
+        None where dW is not made so."""
+        return None
+
+    def kronecker(self, p: Tensors) -> tuple[Tensor, Tensor] | None:
+        """(w1, w2) with kron(w1, w2) = dW before the scale, as the matrix (o, i K); None where dW
+        is not made so."""
+        return None
+
     def cost(self, layer: Layer) -> Cost:
         return Cost(None, 0.0)
 

@@ -52,6 +52,13 @@ class Glora(Algorithm):
         inner = torch.einsum("oi...,ir,rj->oj...", weight, a1, a2)
         return inner + (p["b1"].flatten(1) @ p["b2"].flatten(1)).view(layer.shape)
 
+    def factors(self, p: Tensors, layer: Layer,
+                weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        if layer.is_spatial:  # W a1 has a kernel between the two factors
+            return None
+        a1, a2, b1, b2 = (p[name].flatten(1) for name in ("a1", "a2", "b1", "b2"))
+        return torch.cat([weight.flatten(1) @ a1, b1], 1), torch.cat([a2, b2], 0)
+
     def cost(self, layer: Layer) -> Cost:
         r = self.dim
         return Cost(3.0 * r * (2 * layer.inp + layer.out + layer.fan_in),

@@ -85,18 +85,33 @@ class Loha(Algorithm):
 
     def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
               y: Tensor | None) -> Tensor:
-        r = p["w1_a"].shape[1]
-        up = (p["w1_a"][:, :, None] * p["w2_a"][:, None, :]).reshape(-1, r * r)
-        down = (p["w1_b"][:, None, :] * p["w2_b"][None, :, :]).reshape(r * r, *layer.shape[1:])
+        up, down = _rows(p)
         if layer.kernel:
             up = up.view(*up.shape, *(1 for _ in layer.kernel))
-        return pointwise(op(x, down), up, factor, y)
+        return pointwise(op(x, down.view(-1, *layer.shape[1:])), up, factor, y)
+
+    def factors(self, p: Tensors, layer: Layer,
+                weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        if p["w1_b"].shape[0] ** 2 >= min(layer.out, layer.fan_in):
+            return None
+        if "t1" in p:  # the core goes with the second factor: (r, in) becomes (r, in K)
+            p = {**p, **{f"w{n}_a": p[f"w{n}_a"].t() for n in (1, 2)},
+                 **{f"w{n}_b": torch.einsum("ij...,jq->iq...", p[f"t{n}"], p[f"w{n}_b"]).flatten(1)
+                    for n in (1, 2)}}
+        return _rows(p)
 
     @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:
         if not cls.has(found, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"):
             return None
         return found["hada_w1_b"][0], LohaOptions("hada_t1" in found)
+
+
+def _rows(p: Tensors) -> tuple[Tensor, Tensor]:
+    """up (o, r^2) and down (r^2, i K) with up @ down = dW: every product of a row of each pair."""
+    square = p["w1_b"].shape[0] ** 2
+    up = (p["w1_a"][:, :, None] * p["w2_a"][:, None, :]).reshape(-1, square)
+    return up, (p["w1_b"][:, None, :] * p["w2_b"][None, :, :]).reshape(square, -1)
 
 
 def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:

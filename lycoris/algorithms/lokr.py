@@ -116,6 +116,10 @@ class Lokr(Algorithm):
         product = w1[:, None, :, None] * w2.flatten(1).view(w2.shape[0], -1)[None, :, None, :]
         return product.reshape(layer.shape)
 
+    def kronecker(self, p: Tensors) -> tuple[Tensor, Tensor] | None:
+        w1, w2 = _small(p), _large(p)
+        return w1, w2.reshape(w2.shape[0], -1)
+
     def cost(self, layer: Layer) -> Cost:
         shapes = self.shapes(layer) if self.fixed is None else self.fixed
         (out_l, in_m) = shapes.get("w1") or (shapes["w1_a"][0], shapes["w1_b"][1])

@@ -85,6 +85,13 @@ class Lora(Algorithm):
             return torch.einsum("mn...,pm,nq->pq...", p["mid"], up.flatten(1), down.flatten(1))
         return (up.flatten(1) @ down.flatten(1)).view(layer.shape)
 
+    def factors(self, p: Tensors, layer: Layer,
+                weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        up, down = _moved(p)
+        if "mid" in p:
+            down = torch.einsum("mn...,nq->mq...", p["mid"], down.flatten(1))
+        return up.flatten(1), down.flatten(1)
+
     def cost(self, layer: Layer) -> Cost:
         r = self.dim * (2 if self.start == "pissa" else 1)
         token = 3.0 * r * (layer.out + layer.fan_in)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .. import presets, quantised
+from .. import presets, quantised, tensorfile
 from ..algorithms import Layer
 from ..errors import ConfigError, ModelFileError
 from ..objectives import Objective
@@ -60,6 +60,19 @@ class Family:
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption as the text encoder will count them, without the two ends."""
         raise NotImplementedError
+
+    @property
+    def weights(self) -> Mapping[str, tensorfile.Lazy]:
+        """{part: its weight file} of the parts that have layers; no tensor is read yet."""
+        raise NotImplementedError
+
+    def name_in_weights(self, layer: Layer) -> str:
+        """How the layer's tensors begin in its part's weight file."""
+        return layer.name
+
+    def weight(self, layer: Layer) -> Tensor:
+        """The base's own weight of one layer, read from its file, as stored."""
+        return self.weights[layer.part][f"{self.name_in_weights(layer)}.weight"]
 
     def files(self) -> list[Path]:
         """What the model is made of, for its fingerprint."""

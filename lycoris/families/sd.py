@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,15 @@ class StableDiffusion(Family):
 
     def files(self) -> list[Path]:
         return [self._weights(part)[0] for part in WEIGHTS]
+
+    @cached_property
+    def weights(self) -> Mapping[str, tensorfile.Lazy]:
+        return {part: tensorfile.Lazy(self._weights(part)[0], ModelFileError)
+                for part in self.prefixes}
+
+    def name_in_weights(self, layer: Layer) -> str:
+        long = TEXT_LEVEL + layer.name
+        return long if f"{long}.weight" in self.weights[layer.part] else layer.name
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         from tokenizers import Tokenizer
