@@ -37,7 +37,8 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
         Place("network.train_norm"), Place("network.dora_wd"), Place("network.wd_on_output"),
         Place("network.dora_detach"), Place("network.rs_lora"), Place("network.init"),
         Place("network.use_scalar"), Place("network.dropout"),
-        Place("network.rank_dropout"), Place("network.module_dropout"), Place("network.rules", lines=3), Place("output.dtype"),
+        Place("network.rank_dropout"), Place("network.module_dropout"),
+        Place("network.rules", lines=3), Place("output.dtype"),
     ),
     "train": (
         Place("output.name", info=False), Place("train.steps", "number", info=False),

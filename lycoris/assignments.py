@@ -18,7 +18,6 @@ from .presets import Selection
 from .registry import pick
 
 Overrides = Mapping[tuple[str, str], Mapping[str, Any]]  # {(part, layer): what a preset says of it}
-SHOWN = 3  # problems of the same sort that are written out
 
 
 @dataclass(frozen=True)
@@ -228,9 +227,8 @@ def assign(layers: Iterable[Layer], network: NetworkConfig, key: Callable[[Layer
             continue
         found.append(Assignment(layer, key(layer), algorithm, assigner.extras, rule.lr))
     if impossible:
-        listed = [f"network.dim {text}" for text in list(impossible)[:SHOWN]]
-        more = sum(impossible.values()) - len(listed)
-        raise ConfigError({"network.dim": "; ".join(listed).removeprefix("network.dim ") + (
+        more = sum(impossible.values()) - 1
+        raise ConfigError({"network.dim": next(iter(impossible)) + (
             f"; and so for {more} more layers" if more > 0 else "")})
     return found
 

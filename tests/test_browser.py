@@ -160,12 +160,13 @@ def test_the_size_follows_the_settings(app: App, page: Any) -> None:
     tab(page, "Algorithm")
     page.wait_for_selector(".plan .v")
     before = page.locator(".plan .v").first.inner_text()
-    page.get_by_label("LoHa").check()
+    page.get_by_label("LoHa", exact=True).check()
     page.wait_for_function("text => document.querySelector('.plan .v').innerText !== text",
                            arg=before)
     assert "Learns more gently" in page.content()
     loha = page.locator(".plan .v").first.inner_text()
-    page.get_by_role("button", name="make equal").click()  # back to LoRA, at LoHa's size
+    page.locator("table.sizes tr", has=page.get_by_role("cell", name="LoRA", exact=True)
+                 ).get_by_role("button").click()  # make equal: back to LoRA, at LoHa's size
     page.wait_for_function("""loha => document.querySelector('.plan .v').innerText === loha &&
         document.querySelector('table.algos tr.on td').innerText === 'LoRA'""", arg=loha)
     assert page.locator("[id='network.dim'] input[type=number]").input_value() == "16"

@@ -57,15 +57,19 @@ def test_start_values_round_trip(form: Form) -> None:
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(dim=st.integers(1, 5000), conv=st.none() | st.integers(0, 64), dora=st.booleans(),
        lr=st.floats(1e-9, 100), algo=st.sampled_from(list(algorithms.catalogue())),
-       tucker=st.booleans(), seeds=st.lists(st.integers(0, 2**40), min_size=1, max_size=4),
+       own=st.booleans(), seeds=st.lists(st.integers(0, 2**40), min_size=1, max_size=4),
        prompts=st.lists(st.text("abc, [\"']é🙂", min_size=1).map(str.strip).filter(
            lambda s: s and not s.startswith("[")), max_size=4))
 def test_any_config_round_trips_through_the_widgets(
-        form: Form, dim: int, conv: int | None, dora: bool, lr: float, algo: str, tucker: bool,
+        form: Form, dim: int, conv: int | None, dora: bool, lr: float, algo: str, own: bool,
         seeds: list[int], prompts: list[str]) -> None:
+    leaves = knobs.leaves(algorithms.catalogue()[algo].Options)
     run = knobs.replace(config.load(), {
         "network.dim": dim, "network.conv_dim": conv, "network.dora_wd": dora, "optimizer.lr": lr,
-        "network.algo": algo, "network.options": {"use_tucker": True} if tucker else {},
+        "network.algo": algo, "network.options": {
+            name: not leaf.default for name, leaf in leaves.items() if own and leaf.type is bool},
+        "network.rules": ({"match": "*attn2*", "dim": 4, "options": {"factor": 8}},
+                          {"match": "conv in", "exclude": True}) if own else (),
         "sample.seeds": tuple(seeds), "sample.prompts": tuple(prompts),
         "optimizer.args": {"betas": [0.9, 0.95]}})
     assert form.read(shown(form, run)) == run
@@ -271,11 +275,59 @@ def test_asking_a_run(workspace: Workspace) -> None:
 
 
 def test_the_plan_card(workspace: Workspace) -> None:
-    found = algorithm.card(workspace, workspace.plan(workspace.config))
+    found = algorithm.card(workspace.plan(workspace.config))
     assert found["bytes"] == plan.make(workspace.config).sizes.file_bytes_with_metadata
-    assert [row["algo"] for row in found["rows"]] == list(algorithms.catalogue())
-    assert [row["on"] for row in found["rows"]].count(True) == 1
+    rows = {row["algo"]: row for row in found["rows"]}
+    assert list(rows) == list(algorithms.catalogue())
+    assert [row["on"] for row in rows.values()].count(True) == 1
+    assert rows["lora"]["settings"] == "dim 2, alpha 2" and rows["full"]["settings"] == "no dim"
+    assert rows["loha"]["equal"] and not rows["lora"]["equal"] and not rows["full"]["equal"]
+    assert "multiple of its block size" in rows["dylora"]["problem"], "2 is none of 4"
+    assert "problem" not in rows["loha"] and rows["loha"]["bytes"] == plan.make(knobs.replace(
+        workspace.config, {"network.algo": "loha"})).sizes.file_bytes_with_metadata
     json.dumps(found)
+
+
+def test_an_impossible_dim_has_a_way_out(workspace: Workspace,
+                                         settings: Callable[..., Config]) -> None:
+    run = settings("network.algo=dylora", "network.dim=7")
+    workspace.remember(run)
+    with pytest.raises(ConfigError) as caught:
+        workspace.plan(run)
+    found = algorithm.impossible(workspace, run, caught.value)
+    assert found["dim"] == 8 and len(found["problems"]) == 1
+    assert [row["algo"] for row in found["rows"] if "problem" in row and row["on"]] == ["dylora"]
+    workspace.plan(knobs.replace(run, {"network.dim": found["dim"]}))
+    other = ConfigError({"network.rules": "nonsense"})
+    assert algorithm.impossible(workspace, run, other) == {"problems": ["nonsense"]}
+
+
+@pytest.mark.parametrize(("algo", "off"), [
+    ("lora", set()), ("diag-oft", {"network.alpha", "network.conv_alpha", "network.rs_lora"}),
+    ("full", {"network.dim", "network.alpha", "network.conv_alpha", "network.rs_lora"})])
+def test_fields_that_an_algorithm_lacks_are_off(algo: str, off: set[str]) -> None:
+    looks = algorithm.uses(algo)
+    assert {path for path, each in looks.items() if not each["interactive"]} == off
+    assert looks.keys() == algorithm.uses("lora").keys(), "what one turns off, another turns on"
+
+
+def test_a_match_that_is_far_off_is_told(workspace: Workspace,
+                                         settings: Callable[..., Config]) -> None:
+    run = settings("network.dim=64")
+    far = plan.match(run, "lokr", workspace.family(run))
+    assert "LoKr comes no closer" in algorithm.not_equal(run, far, workspace)
+    near = plan.match(run, "loha", workspace.family(run))
+    assert algorithm.not_equal(run, near, workspace) == ""
+
+
+def test_rules_that_mean_nothing_are_marked(form: Form) -> None:
+    values = shown(form, config.load())
+    values[form.widgets["network.rules"]] = 'match = "*", dims = 4'
+    assert list(form.problems(values)) == ["network.rules"]
+    values[form.widgets["network.rules"]] = "match = *"
+    assert "wants lines like" in form.problems(values)["network.rules"]
+    values[form.widgets["network.rules"]] = 'match = "*attn2*", dim = 4'
+    assert not form.problems(values)
 
 
 def test_weights_of_contestants() -> None:

@@ -10,6 +10,13 @@ lyco.parts.range = ({element, props, watch}) => {
     number.value = Math.max(low, range.value);
     number.dispatchEvent(new Event("input", {bubbles: true}));
   });
+  /* The number may be switched off, and may come after us; Gradio makes it anew then. */
+  const follow = () => {
+    const off = !!document.getElementById(of)?.querySelector("input")?.disabled;
+    if (range.disabled !== off) range.disabled = off;  // setting it would be seen as a change, for ever
+  };
+  new MutationObserver(follow).observe(element.closest(".pane") || document.body, {subtree: true, childList: true, attributes: true, attributeFilter: ["disabled"]});
   watch("value", draw);
   draw();
+  follow();
 };
