@@ -49,7 +49,10 @@ class Dylora(Lora):
         return ""
 
     def shapes(self, layer: Layer) -> dict[str, Shape]:
-        return {"up": (layer.out, self.dim), "down": (self.dim, layer.inp, *layer.kernel)}
+        """LoRA's, sides of 1 included: as a matrix, as the reference package writes it, diffusers
+        and that package's own loader refuse a convolution's up."""
+        ones = (1,) * len(layer.kernel)
+        return {"up": (layer.out, self.dim, *ones), "down": (self.dim, layer.inp, *layer.kernel)}
 
     def thin(self, p: dict[str, Tensor]) -> dict[str, Tensor]:
         """Masks instead of slices: the number of ranks is drawn without leaving the device."""
@@ -57,8 +60,9 @@ class Dylora(Lora):
         rank = torch.arange(self.dim, device=up.device) // size
         last = torch.randint(self.dim // size, (), device=up.device)
         before, now = (rank < last).to(up.dtype), (rank == last).to(up.dtype)
+        columns = (-1,) + (1,) * (up.ndim - 2)
         rows = (-1,) + (1,) * (down.ndim - 1)
-        p["up"] = up.detach() * before + up * now
+        p["up"] = up.detach() * before.view(columns) + up * now.view(columns)
         p["down"] = down.detach() * before.view(rows) + down * now.view(rows)
         return p
 
