@@ -252,6 +252,12 @@ class Algorithm:
         """
         raise NotImplementedError
 
+    @classmethod
+    def layer_shape(cls, found: Mapping[str, Shape]) -> tuple[Shape, bool] | None:
+        """(the layer's shape, is that certain?) as far as a file's tensors {suffix: shape} alone
+        tell; None where dW is made from the base's weight, which tells it."""
+        return None
+
     def take(self, p: Tensors, found: Mapping[str, Tensor]) -> None:
         """Fill the tensors from a file's {suffix: tensor}."""
         for name, tensor in p.items():
@@ -334,6 +340,12 @@ def factorization(dimension: int, factor: int = -1) -> tuple[int, int]:
             break
         small, large = larger, other
     return min(small, large), max(small, large)
+
+
+def as_matrix(shape: Shape) -> tuple[Shape, bool]:
+    """layer_shape of a weight whose matrix (o, i K) alone is known: a linear layer's, unless a 3x3
+    kernel may hide in its second side."""
+    return shape, bool(shape[1] % 9)
 
 
 def rank_mask(tensor: Tensor, axis: int, share: float) -> Tensor:

@@ -50,5 +50,9 @@ class Full(Algorithm):
         return "weight" in shapes and super().fits({**self.shapes(layer), **shapes}, layer)
 
     @classmethod
+    def layer_shape(cls, found: Mapping[str, Shape]) -> tuple[Shape, bool] | None:
+        return found["diff"], True
+
+    @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:
         return (1, NoOptions()) if cls.has(found, "diff") else None

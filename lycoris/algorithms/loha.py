@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..knobs import Knob
-from . import Algorithm, Cost, Layer, Operator, Shape, Tensors, pointwise
+from . import Algorithm, Cost, Layer, Operator, Shape, Tensors, as_matrix, pointwise
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,13 @@ class Loha(Algorithm):
                  **{f"w{n}_b": torch.einsum("ij...,jq->iq...", p[f"t{n}"], p[f"w{n}_b"]).flatten(1)
                     for n in (1, 2)}}
         return _rows(p)
+
+    @classmethod
+    def layer_shape(cls, found: Mapping[str, Shape]) -> tuple[Shape, bool] | None:
+        a, b = found["hada_w1_a"], found["hada_w1_b"]
+        if "hada_t1" in found:
+            return (a[1], b[1], *found["hada_t1"][2:]), True
+        return as_matrix((a[0], b[1]))
 
     @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:

@@ -25,6 +25,7 @@ from . import (
     Shape,
     Tensors,
     added,
+    as_matrix,
     elements,
     factorization,
 )
@@ -147,6 +148,18 @@ class Lokr(Algorithm):
         places = hidden.shape[2:]
         hidden = hidden.reshape(x.shape[0], in_m, -1)
         return added(y, (w1 @ hidden).view(x.shape[0], layer.out, *places), factor)
+
+    @classmethod
+    def layer_shape(cls, found: Mapping[str, Shape]) -> tuple[Shape, bool] | None:
+        out_l, in_m = found["lokr_w1"][:2] if "lokr_w1" in found else (
+            found["lokr_w1_a"][0], found["lokr_w1_b"][1])
+        if "lokr_w2" in found:
+            out_k, in_n, *kernel = found["lokr_w2"]
+            return (out_l * out_k, in_m * in_n, *kernel), True
+        a, b = found["lokr_w2_a"], found["lokr_w2_b"]
+        if "lokr_t2" in found:
+            return (out_l * a[1], in_m * b[1], *found["lokr_t2"][2:]), True
+        return (out_l * a[0], in_m * b[1]), as_matrix((a[0], b[1]))[1]
 
     @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:

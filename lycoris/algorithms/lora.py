@@ -132,6 +132,11 @@ class Lora(Algorithm):
         return super().to_file({**p, "up": up, "down": down})
 
     @classmethod
+    def layer_shape(cls, found: Mapping[str, Shape]) -> tuple[Shape, bool] | None:
+        up, down = found["lora_up.weight"], found["lora_down.weight"]
+        return (up[0], down[1], *found.get("lora_mid.weight", down)[2:]), True
+
+    @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:
         if not cls.has(found, "lora_up.weight", "lora_down.weight"):
             return None

@@ -33,5 +33,9 @@ class Norm(Algorithm):
         return p.get("bias")
 
     @classmethod
+    def layer_shape(cls, found: Mapping[str, Shape]) -> tuple[Shape, bool] | None:
+        return found["w_norm"], True
+
+    @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:
         return (1, NoOptions()) if cls.has(found, "w_norm") else None

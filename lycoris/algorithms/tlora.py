@@ -152,6 +152,11 @@ class Tlora(Algorithm):
         return super().fits({"schedule": (3,), **shapes}, layer)
 
     @classmethod
+    def layer_shape(cls, found: Mapping[str, Shape]) -> tuple[Shape, bool] | None:
+        p, q = found["p_layer.weight"], found["q_layer.weight"]
+        return ((p[0], *q[1:]), True) if "q_base.weight" in found else None
+
+    @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:
         if not cls.has(found, "q_layer.weight", "p_layer.weight", "lambda_layer"):
             return None
