@@ -65,7 +65,12 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
         Place("train.accumulate", "number"), Place("train.gradient_checkpointing"),
         Place("train.precision"), Place("train.device"),
     ),
-    "train output": (Place("output.folder"), Place("train.keep_checkpoints", "number")),
+    "train output": (
+        Place("output.folder"), Place("train.keep_checkpoints", "number"),
+        Place("output.trigger", info=False), Place("output.author", info=False),
+        Place("output.license", info=False), Place("output.description", lines=2, info=False),
+        Place("output.thumbnail"),
+    ),
     "compare": (
         Place("sample.seeds", info=False), Place("sample.steps", "number", info=False),
         Place("sample.guidance", "number", info=False),

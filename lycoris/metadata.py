@@ -34,6 +34,8 @@ class Facts:
     buckets: Mapping[tuple[int, int], int]
     precision: str
     step: int
+    loss: float = 0.0
+    thumbnail: str = ""
     started: float = 0.0
     finished: float = 0.0
     session: int = 0
@@ -84,12 +86,13 @@ def describe(run: Config, family: Family, dataset: Dataset | None, facts: Facts)
         "ss_enable_bucket": str(run.dataset.bucket),
         "ss_bucket_info": _bucket_info(facts.buckets),
         "ss_tag_frequency": _tag_frequency(dataset),
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.implementation": "diffusers",
-        "modelspec.title": config.run_name(run),
-        "modelspec.resolution": f"{side}x{side}",
-        "modelspec.date": datetime.fromtimestamp(facts.finished, UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+        **_modelspec(run, facts),
         "lycogui_version": __version__,
+        "lycogui_summary": json.dumps({
+            "steps": facts.step, "epochs": epochs,
+            "pictures": len(dataset.readable) if dataset else 0,
+            "loss": f"{min(facts.loss, 99.0):09.6f}",
+            "seconds": f"{facts.finished - facts.started:010.1f}"}),
         CONFIG_KEY: json.dumps({path: value for path, value in config.to_dict(run).items()
                                 if path != "output.folder"},  # where on this machine: no one's
                                ensure_ascii=False),
@@ -137,6 +140,23 @@ def config_of(found: Mapping[str, str]) -> Config | None:
     except ConfigError as error:
         return config.build({path: value for path, value in values.items()
                              if path not in error.problems})
+
+
+def _modelspec(run: Config, facts: Facts) -> dict[str, str]:
+    """The modelspec.* keys; what the user does not say is left out."""
+    output, side = run.output, run.dataset.resolution
+    found = {"modelspec.sai_model_spec": "1.0.1",
+             "modelspec.implementation": "diffusers",
+             "modelspec.title": config.run_name(run),
+             "modelspec.resolution": f"{side}x{side}",
+             "modelspec.date": datetime.fromtimestamp(facts.finished, UTC).strftime(
+                 "%Y-%m-%dT%H:%M:%S"),
+             "modelspec.thumbnail": facts.thumbnail,
+             "modelspec.trigger_phrase": output.trigger, "modelspec.author": output.author,
+             "modelspec.license": output.license, "modelspec.description": output.description,
+             "modelspec.usage_hint": f"Write {output.trigger} in the prompt." if output.trigger
+             else ""}
+    return {key: value for key, value in found.items() if value}
 
 
 def _number(value: float) -> str:

@@ -24,6 +24,7 @@ from . import (
     samplers,
     schedules,
     sizes,
+    thumbnail,
 )
 from .assignments import Assignment, assign_family, select
 from .config import Config, NetworkConfig
@@ -156,7 +157,13 @@ def facts_of(run: Config, buckets: Sequence[tuple[int, int]], **known: Any) -> m
         batches_per_epoch=batches_per_epoch(buckets, run.train.batch_size),
         buckets=Counter(buckets),
         precision=devices.precision(run.train.precision, devices.choose(run.train.device)),
-        **{"step": run.train.steps, **known})
+        **{"step": run.train.steps,
+           "thumbnail": thumbnail.BLANK if shows_thumbnail(run) else "", **known})
+
+
+def shows_thumbnail(run: Config) -> bool:
+    """Is one wanted, and will there be a sample picture to make it from?"""
+    return run.output.thumbnail and bool(run.sample.every and run.sample.prompts)
 
 
 def file_bytes(run: Config, network: NetworkConfig, family: Family) -> int:

@@ -27,6 +27,7 @@ from . import (
     schedules,
     streams,
     tensorfile,
+    thumbnail,
 )
 from .checkpoint import Progress
 from .data import cache, captions
@@ -34,7 +35,7 @@ from .data.loader import Batches
 from .errors import ConfigError, DiskError, Diverged, OutOfMemory
 from .families import Model
 from .network import LycorisNetwork, Norms
-from .plan import Plan, facts_of
+from .plan import Plan, facts_of, shows_thumbnail
 from .registry import pick
 
 Emit = Callable[[events.Event], None]
@@ -310,14 +311,20 @@ class Session:
         run, plan = self.plan.config, self.plan
         dtype = tensorfile.DTYPES[run.output.dtype]
         facts = replace(facts_of(run, plan.buckets), step=self.progress.step,
-                        started=self.progress.started, finished=time.time(),
-                        session=self.progress.session)
+                        loss=self.progress.loss_avg, started=self.progress.started,
+                        finished=time.time(), session=self.progress.session,
+                        thumbnail=self._thumbnail())
         tensors = {key: t.to(dtype) for key, t in self.network.file_tensors().items()}
         described = metadata.describe(run, plan.family, plan.dataset, facts)
         adapterfile.write(path, tensors, None, metadata.with_hashes(described, tensors))
         self.emit(events.Saved(self.progress.step, str(path.relative_to(self.where)),
                                path.stat().st_size))
         return path
+
+    def _thumbnail(self) -> str:
+        """The newest sample of the first prompt; empty where none is wanted or there."""
+        painted = sorted((self.where / "samples").glob("step-*-00.png"))
+        return thumbnail.of(painted[-1]) if painted and shows_thumbnail(self.plan.config) else ""
 
     def _resume(self) -> None:
         """From the newest whole state; a fresh run gets its times and its id here."""
