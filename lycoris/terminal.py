@@ -56,7 +56,10 @@ class Terminal:
             case events.Step():
                 self._advance("training", event.step, self.total)
                 if self._bar is not None:
-                    self._bar.set_postfix_str(f"loss {event.loss_avg:.4f}, lr {event.lr:.2e}")
+                    norms = "" if event.norm_max is None else (
+                        f", norms up to {event.norm_max:.2g}, {event.capped} layers shrunk")
+                    self._bar.set_postfix_str(
+                        f"loss {event.loss_avg:.4f}, lr {event.lr:.2e}{norms}")
             case events.Started():
                 self.total = event.total_steps
                 if event.device:
