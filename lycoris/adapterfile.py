@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import algorithms, dialects, sources, tensorfile
-from .algorithms import Layer, Shape, elements
+from .algorithms import Algorithm, Layer, Shape, elements
 from .assignments import Assignment, Extras
 from .errors import AdapterError
 
@@ -76,7 +76,7 @@ class AdapterFile:
         return {suffix: source.tensor(self.tensors)
                 for suffix, source in self.reading.groups.get(name, {}).items()}
 
-    def kind(self, name: str) -> tuple[type[algorithms.Algorithm], int, Any]:
+    def kind(self, name: str) -> tuple[type[Algorithm], int, Any]:
         """(algorithm, dim, options) of one layer's tensors, from their names and shapes."""
         read = dialects.identify(self.shapes[name])
         if read is None:
@@ -90,18 +90,18 @@ class AdapterFile:
         group = self.reading.groups[name]
         values = {suffix: group[suffix].tensor(self.tensors)
                   for suffix in ("alpha", *kind.facts) if suffix in group}
-        algorithm = kind(dim, None, options).with_facts(values)
         found = {tensor: group[suffix].shape for tensor, suffix in kind.keys.items()
                  if suffix in group and suffix not in kind.facts}
         dora = group.get("dora_scale")
         on_output = True if dora is None else dialects.dora_on_output(dora.shape, layer)
-        if on_output is None or not algorithm.fits(found, layer):
+        if on_output is None or layer.kind not in kind.kinds:
             return None
-        own = algorithm.shapes(layer)
-        algorithm.fixed = {tensor: own[tensor] if _alike(own.get(tensor), shape) else shape
-                           for tensor, shape in found.items()}
+        try:
+            algorithm = _fixed(kind(dim, None, options).with_facts(values), found, layer)
+        except (*dialects.MISSHAPEN, RuntimeError):
+            return None
         extras = Extras(dora=dora is not None, dora_on_output=on_output)
-        return Assignment(layer, key or name, algorithm, extras, source=name)
+        return algorithm and Assignment(layer, key or name, algorithm, extras, source=name)
 
     def fits(self, name: str, assignment: Assignment) -> bool:
         """Has one layer's group every tensor of the assignment, with as many elements?
@@ -263,9 +263,29 @@ def write(path: Path | str, tensors: Mapping[str, Tensor], dtype: torch.dtype | 
     return tensorfile.write(path, ready, metadata)
 
 
+def _fixed(algorithm: Algorithm, found: Mapping[str, Shape], layer: Layer) -> Algorithm | None:
+    """The algorithm with its tensors' shapes as the file has them, but for sides of 1 or joined
+    sides, e.g. (o, r) for (o, r, 1, 1); None where they do not make a dW of this layer.
+
+    Where anything else differs from what we would make, dW is made once to see whether it can be;
+    RuntimeError comes from what does not multiply.
+    """
+    if not algorithm.fits(found, layer):
+        return None
+    own = algorithm.shapes(layer)
+    algorithm.fixed = {tensor: own[tensor] if _alike(own.get(tensor), shape) else shape
+                       for tensor, shape in found.items()}
+    if any(algorithm.fixed[tensor] != own.get(tensor) for tensor in found):
+        p = {tensor: torch.zeros(shape) for tensor, shape in algorithm.fixed.items()}
+        if algorithm.delta(p, layer, torch.zeros(layer.shape)).shape != layer.shape:
+            return None
+    return algorithm
+
+
 def _alike(ours: Shape | None, theirs: Shape) -> bool:
     """The same tensor but for sides of 1 or joined sides, e.g. (o, r, 1, 1) and (o, r)."""
-    return ours is not None and elements(ours) == elements(theirs) and ours[:1] == theirs[:1]
+    return (ours is not None and elements(ours) == elements(theirs)
+            and (len(ours) < 2 or ours[0] == theirs[0]))
 
 
 def _finite(tensor: Tensor) -> bool:

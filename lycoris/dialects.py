@@ -59,6 +59,8 @@ MODELS = {
 PEFT_TYPES = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}  # {type: name of its alpha}
 DIFFUSERS_CONFIG = "lora_adapter_metadata"  # diffusers' place for PEFT's config
 SCALARS = ("alpha", "on_input")
+# What an algorithm's arithmetic over shapes raises for sides that nothing has.
+MISSHAPEN = (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError)
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,11 @@ def identify(found: Mapping[str, Shape]) -> tuple[type[Algorithm], int, Any] | N
     own = {suffix: shape for suffix, shape in found.items()
            if suffix not in ("alpha", "dora_scale")}
     for entry in algorithms.all_entries().values():
-        read = entry.read(own) if own else None
-        if read is not None:
+        try:
+            read = entry.read(own) if own else None
+        except MISSHAPEN:
+            continue
+        if read is not None and read[0] > 0:
             return entry, *read
     return None
 
@@ -300,7 +305,8 @@ def dora_on_output(shape: Shape, layer: Layer) -> bool | None:
     (i) the input; None where it is neither."""
     if elements(shape) == layer.out and (len(shape) < 2 or shape[0] == layer.out):
         return True
-    return False if elements(shape) == layer.inp and shape[0] in (1, layer.inp) else None
+    own = elements(shape) == layer.inp if len(shape) and layer.kind != "norm" else False
+    return False if own and shape[0] in (1, layer.inp) else None
 
 
 def rewrite(groups: Iterable[tuple[Layer, Mapping[str, Tensor]]],

@@ -30,7 +30,13 @@ class Source:
     make: Callable[..., Tensor] = field(default=same, compare=False)
 
     def tensor(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        return self.make(*(tensors[key] for key in self.keys)).reshape(self.shape)
+        """Made from the file's tensors; AdapterError where they do not go together."""
+        try:
+            return self.make(*(tensors[key] for key in self.keys)).reshape(self.shape)
+        except (RuntimeError, ValueError, IndexError) as problem:
+            raise AdapterError(f"{' and '.join(self.keys)} cannot be read together: {problem}.",
+                               "The file is damaged; take another copy.",
+                               keys=self.keys) from None
 
     def then(self, change: Callable[[Tensor], Tensor], shape: Shape | None = None) -> Source:
         return Source(self.keys, self.shape if shape is None else shape,
@@ -110,6 +116,8 @@ def is_old_glora(group: Group) -> bool | None:
     if not {"a1.weight", "a2.weight", "b1.weight", "b2.weight"} <= set(group):
         return None
     a1, a2, b1, b2 = (group[f"{name}.weight"].shape for name in ("a1", "a2", "b1", "b2"))
+    if min(map(len, (a1, a2, b1, b2))) < 2:
+        return False
     old = a1[0] == a2[1] == b1[0] == b2[1]
     new = a1[1] == a2[0] == b1[1] == b2[0]
     if old and new:
@@ -128,6 +136,8 @@ def sparse_rests(group: Group) -> Group:
     if not {*SPARSE, "lora_up.weight", "lora_down.weight"} <= set(group):
         return group
     up, down = group["lora_up.weight"].shape, group["lora_down.weight"].shape
+    if len(up) < 2 or len(down) < 2:
+        return group
     kernel = group["lora_mid.weight"].shape if "lora_mid.weight" in group else down
     parts = {suffix: source for suffix, source in group.items() if suffix != "dora_scale"}
     whole = joined(parts, _with_rest, (up[0], down[1], *kernel[2:]))

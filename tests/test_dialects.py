@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import lycoris
@@ -830,3 +832,43 @@ def test_diffusers_reads_its_own_keys_from_us(base: Base, tmp_path: Path, small_
     theirs = torch.cat([text.flatten(), seen.flatten()])
     assert torch.allclose(theirs, base.under(path), atol=1e-5)
     assert not torch.allclose(theirs, base.plain, atol=1e-3)
+
+
+SUFFIX_LIST = sorted({suffix for entry in algorithms.all_entries().values()
+                      for suffix in entry.keys.values()} | {
+    "alpha", "scale", "dora_scale", "oft_diag", "lora_A.weight", "lora_B.weight",
+    "lora_magnitude_vector", "bias_indices", "bias_values", "bias_size", "something"})
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 4, 8]), max_size=5).map(tuple)
+ODD = [("linear", (8, 4)), ("linear", (4, 4)), ("conv", (8, 4, 1, 1)), ("conv", (4, 4, 3, 3)),
+       ("norm", (8,))]
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.sampled_from(["", *algorithms.all_entries()]), st.sampled_from(ODD),
+       st.dictionaries(st.sampled_from(SUFFIX_LIST), SHAPES, min_size=1, max_size=3),
+       st.sets(st.sampled_from(SUFFIX_LIST), max_size=2))
+def test_odd_shapes_are_refused_or_read(tmp_path_factory: pytest.TempPathFactory, algo: str,
+                                        of: tuple[str, tuple[int, ...]],
+                                        others: dict[str, tuple[int, ...]],
+                                        less: set[str]) -> None:
+    """Whatever a file holds, also what was an adapter before some tensors became others: an
+    adapter that can be merged, or a typed error."""
+    layer = Layer("0", *of)
+    group: dict[str, tuple[int, ...]] = {}
+    entry = algorithms.all_entries().get(algo)
+    if entry is not None and layer.kind in entry.kinds:
+        group = dict(entry(2).file_shapes(entry(2).shapes(layer)))
+    shapes = {suffix: sides for suffix, sides in (group | others).items() if suffix not in less}
+    path = tmp_path_factory.mktemp("odd") / "a.safetensors"
+    written(path, {f"lycoris_0.{suffix}": torch.full(sides, 0.5)
+                   for suffix, sides in shapes.items()})
+    try:
+        file = AdapterFile(path)
+        found = match(file, [layer], lambda layer: ["lycoris_0"], "odd")
+        if found.assignments:
+            weight = torch.randn(layer.shape)
+            network = LycorisNetwork.from_file(file, found.assignments,
+                                               {"": _holder(layer, weight)})
+            next(iter(network)).changed(weight, torch.randn(layer.out), 1.0)
+    except AdapterError:
+        pass
