@@ -166,7 +166,7 @@ class Lokr(Algorithm):
         small = "lokr_w1" if "lokr_w1" in found else "lokr_w1_b"
         large = "lokr_w2" if "lokr_w2" in found else "lokr_w2_b"
         needed = {small, large, small.replace("_b", "_a"), large.replace("_b", "_a")}
-        if not cls.has(found, *needed):
+        if not cls.has(found, *needed) or set(found) - needed - {"lokr_t2"}:
             return None
         ranks = [found[key][0] for key in (large, small) if key.endswith("_b")]
         both_full = not ranks

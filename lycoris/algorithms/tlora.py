@@ -168,7 +168,7 @@ class Tlora(Algorithm):
         made = super().with_facts(found)
         if "rank_schedule" not in found:
             return made
-        least, power, timesteps = found["rank_schedule"].tolist()
+        least, power, timesteps = found["rank_schedule"].flatten().tolist()
         old = self.options
         return made.copied(options=TloraOptions(old.directions, round(least), power,
                                                 round(timesteps), old.store_start))
