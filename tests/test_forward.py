@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lycoris import algorithms, families, paths
 from lycoris.adapter import Adapter
+from lycoris.adapterfile import AdapterFile, match
 from lycoris.algorithms import Cost, Layer
 from lycoris.assignments import Assignment, Extras
 from lycoris.errors import AdapterError
@@ -334,3 +336,27 @@ def test_every_kind_of_layer_is_listed() -> None:
     """The table of layers that these tests go through has all kinds an adapter can take."""
     assert {kind_of(module) for module, _ in LAYERS.values()} == {"linear", "conv", "norm"}
     assert set(DIMS) <= set(algorithms.catalogue())
+
+
+@pytest.mark.parametrize("extras", [PLAIN, Extras(dora=True)], ids=["plain", "dora"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@every_algorithm
+def test_files_in_half_precision_are_within_their_rounding(
+        algo: str, dtype: torch.dtype, extras: Extras, tmp_path: Path) -> None:
+    if extras.dora and algorithms.catalogue()[algo].timed:
+        extras = PLAIN
+    torch.manual_seed(0)
+    root = nn.Sequential(nn.Linear(12, 20), nn.Unflatten(1, (20, 1, 1)),
+                         nn.Conv2d(20, 10, 3, padding=1)).requires_grad_(False)
+    x = torch.randn(6, 12)
+    network = network_on(root, algo, extras, names=("0", "2")).apply_to().eval()
+    exact = root(x).detach()
+    file = AdapterFile(network.save_weights(tmp_path / "a.safetensors", dtype))
+    network.restore()
+    layers = families.layers_of(root)
+    fits = match(file, layers, lambda layer: [f"k_{layer.name}"], "x")
+    assert fits.whole and len(fits.assignments) == 2
+    again = LycorisNetwork.from_file(file, fits.assignments, {"": root}).apply_to()
+    allowed = 30 * torch.finfo(dtype).eps * exact.abs().max()
+    assert (root(x) - exact).abs().max() < allowed
+    again.restore()
