@@ -12,59 +12,24 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 
 import argparse
 import logging
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import psutil
-
-from . import config, durable, events, runs
+from . import config, durable, events, runs, tools
 from .arguments import parse
 from .config import Config
 from .errors import ConfigError, LycorisError, RunError
+from .follow import BEGAN, Followed, Signals, bug, failed, own_log
 from .runs import RunFolder
 from .terminal import Terminal, mebibytes, table
 
-BEGAN = psutil.Process().create_time() - 1  # a request older than this is not for this process
 RESUMABLE = ("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.device",
              "train.precision", "train.gradient_checkpointing", "model.dtype", "optimizer.lr",
              "output.dtype", "sample.")
-
-
-class Signals:
-    """SIGINT and SIGTERM ask for a stop; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                number = getattr(signal, name)
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if self.received:
-            os._exit(128 + number)
-        self.received = number
-
-    def asked(self) -> set[str]:
-        return {"stop"} if self.received else set()
-
-    @property
-    def exit_code(self) -> int:
-        return 128 + self.received if self.received else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,7 +71,7 @@ def train_in(folder: RunFolder, run: Config, terminal: Terminal,
     """Train in a run folder, with every event in its file and on the terminal."""
     from . import devices, plan, trainer
 
-    _own_log(folder)
+    own_log(folder)
 
     def emit(event: events.Event) -> None:
         folder.append(event)
@@ -129,12 +94,11 @@ def train_in(folder: RunFolder, run: Config, terminal: Terminal,
             emit(warning)
         return trainer.run(made, folder.path, emit, asked)
     except LycorisError as error:
-        emit(_failed(error))
+        emit(failed(error))
         raise
     except Exception as error:
         logging.getLogger("lycoris").exception("unexpected")
-        emit(events.Failed("bug", f"{type(error).__name__}: {error}",
-                           "This is a bug in lycogui; log.txt has the details."))
+        emit(bug(error))
         raise
 
 
@@ -163,26 +127,9 @@ def compare_in(run: Config, names: Sequence[str], where: Path, terminal: Termina
     from . import compare as verb
     from . import contestants
 
-    folder = RunFolder(durable.make_folder(where))
-    _own_log(folder)
-
-    def emit(event: events.Event) -> None:
-        folder.append(event)
-        terminal.event(event)
-
-    def asked() -> set[str]:
-        return (folder.requests() & {"stop"}) | signals.asked()
-
-    me = runs.Process.this()
-    folder.clear_before(BEGAN)
-    with folder.locked():
-        emit(events.Started(me.pid, me.born, "", 0))
-        try:
-            takers = [contestants.parse(name, Path(run.output.folder)) for name in names]
-            result = verb.run(run, takers, where, emit, asked)
-        except LycorisError as error:
-            emit(_failed(error))
-            raise
+    with Followed(where, terminal, signals) as followed:
+        takers = [contestants.parse(name, Path(run.output.folder)) for name in names]
+        result = verb.run(run, takers, where, followed.emit, followed.asked)
     terminal.document({"grid": result.grid, "pictures": result.pictures, "reason": result.reason},
                       f"{result.pictures} pictures: {result.grid}")
     return signals.exit_code
@@ -256,20 +203,6 @@ def estimate(options: argparse.Namespace, terminal: Terminal, signals: Signals) 
     return 0
 
 
-def inspect(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
-    from . import inspect as verb
-
-    if options.what == "catalogues":
-        data = verb.catalogues()
-    else:
-        path = config.find(options.what)
-        data = verb.run(runs.open_run(path).path) if path.is_dir() else verb.adapter(path)
-    rows = [(str(key), str(value)[:2000]) for key, value in data.items() if key != "metadata"]
-    rows += [(key, value[:200]) for key, value in data.get("metadata", {}).items()]
-    terminal.document(data, table(rows))
-    return 0
-
-
 def demo(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
     """The whole story: LoRA, a LoHa of the same size, and both beside the base."""
     from . import families, plan
@@ -310,17 +243,13 @@ def _resumed(folder: RunFolder, settings: Sequence[str]) -> Config:
     try:
         run = config.load(folder.config_file, settings)
     except ConfigError as error:
-        folder.append(_failed(error))  # whoever follows the run has no other way to know
+        folder.append(failed(error))  # whoever follows the run has no other way to know
         raise
     run = replace(run, output=replace(run.output, folder=str(folder.path.parent),
                                       name=folder.name))
     if settings:
         durable.write_text(folder.config_file, config.dump(run))
     return run
-
-
-def _failed(error: LycorisError) -> events.Failed:
-    return events.Failed(error.kind, error.message, error.fix, error.field)
 
 
 def _target(options: argparse.Namespace) -> tuple[Path | None, list[str]]:
@@ -345,20 +274,14 @@ def _settings(options: argparse.Namespace) -> Config:
     return config.load(target, words)
 
 
-def _own_log(folder: RunFolder) -> None:
-    """Warnings and unexpected errors also go to the folder's log.txt."""
-    handler = logging.FileHandler(folder.log_file, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
-
-
 def _stamp() -> str:
     return time.strftime("%Y%m%d-%H%M%S")
 
 
 VERBS: dict[str, Callable[[argparse.Namespace, Terminal, Signals], int]] = {
     "train": train, "sample": sample, "compare": compare, "caption": caption, "dataset": dataset,
-    "estimate": estimate, "inspect": inspect, "demo": demo}
+    "estimate": estimate, "demo": demo, "inspect": tools.inspect, "merge": tools.merge,
+    "extract": tools.extract, "resize": tools.resize, "convert": tools.convert}
 
 
 if __name__ == "__main__":

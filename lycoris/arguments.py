@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from . import __version__
 
@@ -52,8 +53,57 @@ def _parser(description: str) -> argparse.ArgumentParser:
     write.add_argument("--dry-run", action="store_true", help="show the changes, write nothing")
     verb("dataset", "What is in a folder of pictures, and what is wrong with it.", settings)
     verb("estimate", "Exact parameters and bytes of an adapter, before training.", settings)
-    look = verb("inspect", "What a file, a run or the catalogues hold.")
-    look.add_argument("what", help="an adapter file, a run folder, or catalogues")
+    _tools(verb)
     story = verb("demo", "LoRA and LoHa on the embedded model, then both compared.", settings)
     story.add_argument("--out", help="folder for the runs and the comparison")
     return parser
+
+
+def _tools(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """The verbs for adapter files."""
+    common = _options(
+        ("--base", "the base model's folder", {}),
+        ("--follow", "folder for events.jsonl and result.json, to be followed by others", {}))
+    out = _options(
+        ("--out", "what is written", {"required": True}),
+        ("--dtype", "keep, fp16, bf16 or fp32", {}),
+        ("--overwrite", "replace the file if it exists", {"action": "store_true"}))
+    ranks = _options(
+        ("--rule", "dim, sv_ratio, sv_fro, sv_cumulative or threshold", {}),
+        ("--dim", "the rank, or with another rule than dim the most", {"type": int}),
+        ("--value", "the rule's own number", {"type": float}),
+        ("--conv-dim", "--dim of convolutions larger than 1x1", {"type": int}),
+        ("--conv-value", "--value of convolutions larger than 1x1", {"type": float}))
+    keys = _options(("--dialect", "keep, kohya, lycoris or diffusers; convert also peft", {}))
+
+    look = verb("inspect", "What a file, a run or the catalogues hold.", common)
+    look.add_argument("what", help="an adapter file, a run folder, or catalogues")
+    small = verb("resize", "Make a smaller LoRA of any adapter.", common, out, ranks)
+    small.add_argument("adapter", help="a run or a file; --rule may also be first (DyLoRA)")
+    other = verb("convert", "Write an adapter in other keys or as another algorithm.",
+                 common, out, ranks, keys)
+    other.add_argument("adapter", help="a run or a file; --rule may also be lossless")
+    other.add_argument("--algo", help="keep, lora or full")
+    both = verb("merge", "Merge adapters into a base model or into each other.",
+                common, out, ranks, keys)
+    both.add_argument("adapters", nargs="+", metavar="ADAPTER[:WEIGHT]", help="a run or a file")
+    both.add_argument("--into", help="model, exact, full or lora; default: as --out ends")
+    both.add_argument("--block", action="append", default=[], metavar="[N:]PATTERN=FACTOR",
+                      help="weight of the layers that fit, of all or of the Nth adapter")
+    take = verb("extract", "What a fine-tuned model has more than its base, as an adapter.",
+                common, out, ranks)
+    take.add_argument("--tuned", required=True, help="the fine-tuned model's folder")
+    take.add_argument("--algo", help="lora, lokr or full")
+    take.add_argument("--factor", type=int, help="LoKr's; -1 for the most even split")
+    take.add_argument("--sparsity", type=float,
+                      help="keep so little of what the LoRA leaves, e.g. 0.98")
+    take.add_argument("--preset", help="take these layers only")
+    take.add_argument("--min-diff", type=float, help="leave out layers that differ by less")
+
+
+def _options(*described: tuple[str, str, dict[str, Any]]) -> argparse.ArgumentParser:
+    """Options that several verbs have."""
+    parent = argparse.ArgumentParser(add_help=False)
+    for name, text, more in described:
+        parent.add_argument(name, help=text, **more)
+    return parent

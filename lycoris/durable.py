@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from .errors import DiskError
@@ -79,6 +79,37 @@ def make_folder(path: Path, *, new: bool = False) -> Path:
     except OSError as error:
         raise disk_error(error, path) from error
     return path
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears at `path` whole or not at all: the block writes into the one it is
+    given, which is renamed at the end, and gone if the block does not come to its end.
+
+    There must be nothing at `path` yet (FileExistsError).
+    """
+    if path.exists():
+        raise FileExistsError(path)
+    temporary = path.parent / f".{path.name[:40]}.{secrets.token_hex(6)}.part"
+    try:
+        yield make_folder(temporary, new=True)
+        try:
+            _patiently(lambda: temporary.rename(path))
+            sync_folder(path.parent)
+        except OSError as error:
+            raise disk_error(error, path) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def copy(source: Path, target: Path) -> Path:
+    """A durable copy of one file."""
+    def chunks() -> Iterator[bytes]:
+        with source.open("rb") as file:
+            while chunk := file.read(2**24):
+                yield chunk
+
+    return write_bytes(target, chunks())
 
 
 def remove(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,31 @@ from . import (
     metadata,
     plan,
     presets,
+    provenance,
     tensorfile,
 )
+from .deltas import Deltas, reads_base
+from .errors import AdapterError
+from .progress import Progress
 from .runs import RunFolder
 
 
-def adapter(path: Path) -> dict[str, Any]:
-    """An adapter file from its header: algorithm, dims, sizes, metadata, and its settings."""
+def adapter(path: Path, base: Path | None = None,
+            progress: Progress | None = None) -> dict[str, Any]:
+    """An adapter file: algorithm, dims, sizes, norms, metadata, and how it was made.
+
+    Norms that are made from a base's weights, and how the file meets it, need `base`.
+    """
     file = adapterfile.AdapterFile(path)
     kinds: dict[str, int] = {}
     for name in file.shapes:
         kind, dim, _ = file.kind(name)
         label = f"{kind.name} dim {dim}" if kind.scaled else kind.name
         kinds[label] = kinds.get(label, 0) + 1
-    trained = metadata.config_of(file.metadata)
+    trained, source = metadata.config_of(file.metadata), provenance.source_config(file.metadata)
     counted = [shape for key, (_, shape) in file.entries.items() if not key.endswith(".alpha")]
+    found = _layers(path, base, progress or Progress())
+    norms = [row["norm"] for row in found["rows"] if row["norm"] is not None]
     return {
         "file": str(path), "bytes": file.path.stat().st_size, "dialect": file.dialect,
         "left_out": {**file.reading.ignored, **dict.fromkeys(file.reading.unread, "no adapter's")},
@@ -38,9 +49,66 @@ def adapter(path: Path) -> dict[str, Any]:
         "parameters": sum(map(tensorfile.elements, counted)),
         "dtypes": sorted({dtype for dtype, _ in file.entries.values()}),
         "metadata": {key: value for key, value in file.metadata.items()
-                     if key != metadata.CONFIG_KEY},
+                     if key not in (metadata.CONFIG_KEY, provenance.SOURCE_CONFIG)},
         "settings": asdict(trained) if trained else None,
+        "source_settings": asdict(source) if source else None,
+        "made": provenance.made_by(file.metadata),
+        "trigger": provenance.trigger_words(file.metadata),
+        "tags": provenance.frequent_tags(file.metadata),
+        "total_norm": math.hypot(*norms) if norms else None, **found,
     }
+
+
+def _layers(path: Path, base: Path | None, progress: Progress) -> dict[str, Any]:
+    """{rows, needs_base, match, problem}: each layer's figures, in the file's order; `problem` says
+    why there are no norms."""
+    try:
+        deltas, match = _opened(path, base)
+        assert deltas.file.tensors is not None  # read and found whole
+    except AdapterError as error:
+        file = adapterfile.AdapterFile(path)
+        rows = [_row(file, name) for name in file.shapes]
+        return {"rows": rows, "needs_base": [], "match": None, "problem": error.message}
+    rows, needing, places = [], list(deltas.unplaced), {a.source: a for a in deltas.assignments}
+    for name in progress.over(list(deltas.file.shapes), "measuring"):
+        row, assignment = _row(deltas.file, name), places.get(name)
+        if assignment is not None:
+            layer = assignment.layer
+            row["name"] = f"{layer.part}.{layer.name}" if layer.part else ""
+            if deltas.family is None and reads_base(assignment):
+                needing.append(name)
+            else:
+                row["norm"] = deltas.change(assignment).norm()
+            row["alpha"] = assignment.algorithm.alpha if assignment.algorithm.scaled else None
+        rows.append(row)
+    return {"rows": rows, "needs_base": needing, "match": match, "problem": ""}
+
+
+def _opened(path: Path, base: Path | None) -> tuple[Deltas, dict[str, Any] | None]:
+    """The file over the base, and how it fits; on its own where it was made for another."""
+    if base is None:
+        return Deltas(path), None
+    family = families.open_base(base)
+    try:
+        deltas = Deltas(path, family)
+    except AdapterError as error:
+        return Deltas(path), {"base": base.name, "text": error.message, "matched": 0,
+                              "unmatched": [], "unfit": [], "whole": False}
+    match = deltas.match
+    assert match is not None
+    return deltas, {"base": base.name, "text": match.text, "matched": len(match.assignments),
+                    "unmatched": list(match.unmatched), "unfit": list(match.unfit),
+                    "whole": match.whole}
+
+
+def _row(file: adapterfile.AdapterFile, name: str) -> dict[str, Any]:
+    """One layer's figures from the header."""
+    kind, dim, _ = file.kind(name)
+    shapes = file.shapes[name]
+    return {"layer": name, "name": "", "algorithm": kind.name, "dim": dim, "alpha": None,
+            "norm": None, "dora": "dora_scale" in shapes,
+            "parameters": sum(tensorfile.elements(shape) for suffix, shape in shapes.items()
+                              if suffix not in ("alpha", *kind.facts))}
 
 
 def run(path: Path) -> dict[str, Any]:

@@ -16,12 +16,13 @@ FLOORS = {
     1: ("errors", "durable", "knobs", "config", "events", "runs"),
     2: ("registry", "streams", "tensorfile", "schedules", "objectives", "optimizers", "samplers",
         "devices", "algorithms", "families", "captioners", "presetfile", "presets",
-        "unetnames", "paths", "quantised"),
+        "unetnames", "paths", "quantised", "lowrank", "progress"),
     3: ("data", "assignments", "sizes", "metadata", "thumbnail", "plan", "adapterfile",
-        "adapter", "slot", "network", "checkpoint", "sampling", "contestants", "grid", "wrapper", "dialects",
-        "sources"),
-    4: ("trainer", "sample", "compare", "caption", "inspect"),
-    5: ("arguments", "terminal", "__main__", "__init__"),
+        "adapter", "slot", "network", "checkpoint", "sampling", "contestants", "grid", "wrapper",
+        "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance"),
+    4: ("trainer", "sample", "compare", "caption", "inspect", "merge", "extract", "resize",
+        "convert"),
+    5: ("arguments", "terminal", "follow", "tools", "__main__", "__init__"),
 }
 INHERITS = {"dylora": "lora", "boft": "diag_oft"}  # an entry that is another with one thing changed
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -74,6 +74,11 @@ class Family:
         """The base's own weight of one layer, read from its file, as stored."""
         return self.weights[layer.part][f"{self.name_in_weights(layer)}.weight"]
 
+    def bias(self, layer: Layer) -> Tensor | None:
+        """As `weight`; None where the layer has none."""
+        weights, name = self.weights[layer.part], f"{self.name_in_weights(layer)}.bias"
+        return weights[name] if name in weights.entries else None
+
     def files(self) -> list[Path]:
         """What the model is made of, for its fingerprint."""
         raise NotImplementedError

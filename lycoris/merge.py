@@ -1,0 +1,372 @@
+"""The verb merge: adapters into a base model, or into one new adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import durable, lowrank, outfile, provenance, tensorfile
+from .algorithms import Layer
+from .assignments import Assignment
+from .deltas import Change, Deltas
+from .errors import AdapterError, ConfigError, ModelFileError
+from .families import Family, open_base
+from .lowrank import Rules
+from .outfile import KEEP, Draft, Written
+from .progress import Progress
+from .provenance import Deed
+
+MODEL = "model"
+WAYS = (MODEL, "exact", "full", "lora")
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack")  # files of a part's weights
+
+
+@dataclass(frozen=True)
+class Block:
+    """Adapters' weights are multiplied with `factor` on layers that fit `pattern`, a glob of
+    <part>.<layer> or of the file's own name; of all adapters, or of the `adapter`th."""
+
+    pattern: str
+    factor: float
+    adapter: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Block:
+        """ "unet.up_blocks.*=0.5" or "2:unet.*=0"; ConfigError for anything else."""
+        head, sign, tail = text.rpartition("=")
+        number, colon, pattern = head.partition(":")
+        try:
+            own = int(number) if colon else None
+            factor = float(tail)
+        except ValueError:
+            sign = ""
+        if not sign or not head or not torch.isfinite(torch.tensor(factor)):
+            raise ConfigError({"block": f"block {text!r} is not understood; write e.g. "
+                                        "unet.up_blocks.*=0.5, or 2:unet.*=0 for the second "
+                                        "adapter alone"})
+        return cls(pattern if colon else head, factor, own)
+
+    def fits(self, number: int, assignment: Assignment) -> bool:
+        layer = assignment.layer
+        return self.adapter in (None, number) and any(
+            fnmatchcase(name, self.pattern)
+            for name in (f"{layer.part}.{layer.name}".removeprefix("."), assignment.key))
+
+    @property
+    def text(self) -> str:
+        own = "" if self.adapter is None else f"{self.adapter}:"
+        return f"{own}{self.pattern}={self.factor:g}"
+
+
+@dataclass(frozen=True)
+class Merge:
+    """`adapters` are (path, weight). `into` "model" writes a whole new folder of the base with the
+    changed weights; "exact" an adapter that stacks ranks where it can and holds whole differences
+    elsewhere; "full" whole differences; "lora" what the rule keeps of the sum."""
+
+    adapters: tuple[tuple[Path, float], ...]
+    out: str
+    into: str
+    base: Path | None = None
+    blocks: tuple[Block, ...] = ()
+    rule: str = "dim"
+    dim: int | None = None
+    value: float | None = None
+    conv_dim: int | None = None
+    conv_value: float | None = None
+    dialect: str = KEEP
+    dtype: str = KEEP
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A model that was written; `norm` of a row is that of the layer's whole change."""
+
+    out: Path
+    bytes: int
+    dtype: str
+    files: tuple[str, ...]
+    rows: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        return f"{len(self.rows)} layers changed in {', '.join(self.files)}"
+
+    def data(self) -> dict[str, Any]:
+        return {"verb": "merge", "out": str(self.out), "bytes": self.bytes, "dtype": self.dtype,
+                "files": list(self.files), "changed": len(self.rows), "summary": self.summary,
+                "layers": list(self.rows), "notes": list(self.notes)}
+
+
+@dataclass(frozen=True)
+class Share:
+    """One adapter's part in one layer; `weight` is what its change is multiplied with."""
+
+    deltas: Deltas
+    assignment: Assignment
+    weight: float
+
+    def change(self) -> Change:
+        return self.deltas.change(self.assignment)
+
+
+def run(asked: Merge, progress: Progress) -> Written | Merged:
+    """Raises Stopped, having written nothing."""
+    rules = _check(asked)
+    paths = [path for path, _ in asked.adapters]
+    out = (_new_folder(asked.out, asked.base) if asked.into == MODEL
+           else outfile.place(asked.out, paths, asked.overwrite))
+    family = None if asked.base is None else open_base(asked.base)
+    stack = [Deltas(path, family) for path in paths]
+    for deltas in stack:
+        deltas.require_whole()
+        deltas.warn(progress)
+    shares = _shares(asked, stack)
+    if asked.into == MODEL:
+        assert family is not None
+        return _Model(asked, family, shares, progress).write(out)
+    draft = Draft(outfile.dtype_of(asked.dtype, stack))
+    for layer, parts in progress.over(list(shares.items()), "merging"):
+        _add(asked.into, rules, layer, parts, draft)
+    dialect = outfile.dialect_for(asked.dialect, stack, family, draft.groups)
+    return draft.write(out, _deed(asked, rules, stack), [each.file.metadata for each in stack],
+                       family, dialect, progress)
+
+
+def _check(asked: Merge) -> Rules | None:
+    problems = {}
+    if asked.into not in WAYS:
+        problems["into"] = f"into is {asked.into!r}; choose {', '.join(WAYS)}"
+    if not asked.adapters:
+        problems["adapters"] = "nothing to merge; choose at least one adapter"
+    if asked.into == MODEL and asked.base is None:
+        problems["base"] = "merging into a model needs the model: give --base"
+    if asked.dialect not in outfile.DIALECTS:
+        problems["dialect"] = (f"dialect is {asked.dialect!r}; choose "
+                               f"{', '.join(outfile.DIALECTS)}")
+    if asked.dtype not in outfile.DTYPES:
+        problems["dtype"] = f"dtype is {asked.dtype!r}; choose {', '.join(outfile.DTYPES)}"
+    count = len(asked.adapters)
+    for block in asked.blocks:
+        if block.adapter is not None and not 1 <= block.adapter <= count:
+            problems["block"] = f"block {block.text} is for adapter {block.adapter} of {count}"
+    if problems:
+        raise ConfigError(problems)
+    return Rules.of(asked.rule, asked.dim, asked.value, asked.conv_dim,
+                    asked.conv_value) if asked.into == "lora" else None
+
+
+def _shares(asked: Merge, stack: Sequence[Deltas]) -> dict[Layer, list[Share]]:
+    """{layer: the adapters that change it}, in the base's order; ConfigError for a block that fits
+    no layer."""
+    used: set[Block] = set()
+    found: dict[Layer, list[Share]] = {}
+    for number, (deltas, (_, strength)) in enumerate(zip(stack, asked.adapters, strict=True), 1):
+        for assignment in deltas.assignments:
+            fitting = [block for block in asked.blocks if block.fits(number, assignment)]
+            used.update(fitting)
+            weight = strength * (fitting[0].factor if fitting else 1.0)
+            found.setdefault(assignment.layer, []).append(Share(deltas, assignment, weight))
+    if idle := [block.text for block in asked.blocks if block not in used]:
+        first = next(iter(found))
+        raise ConfigError({"block": f"block {idle[0]} fits no layer; layers have names like "
+                                    f"{f'{first.part}.{first.name}'.removeprefix('.')}"})
+    if stack[0].family is None:
+        _refuse_apart(stack, found)
+    else:
+        order = {layer: place for place, layer in enumerate(stack[0].family.layers)}
+        found = dict(sorted(found.items(), key=lambda item: order[item[0]]))
+    return {layer: parts for layer, each in found.items()
+            if (parts := [share for share in each if share.weight])}
+
+
+def _refuse_apart(stack: Sequence[Deltas], found: Mapping[Layer, list[Share]]) -> None:
+    """Without a base only files that name and shape their layers alike can meet."""
+    dialects = {deltas.file.dialect for deltas in stack}
+    names = [layer.name for layer in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if len(dialects) > 1 or twice:
+        said = (f"they are written as {' and '.join(sorted(dialects))}" if len(dialects) > 1
+                else f"{twice[0]} has different shapes in them")
+        raise AdapterError(f"These adapters cannot be laid over each other: {said}.",
+                           "Give the base model with --base, by which their layers are found.")
+
+
+def _add(into: str, rules: Rules | None, layer: Layer, parts: Sequence[Share],
+         draft: Draft) -> None:
+    """One layer of the new adapter."""
+    changes = [(share.change(), share.weight) for share in parts]
+    delta = sum((change.delta(weight) for change, weight in changes), torch.zeros(layer.shape))
+    shifts = [shift for change, weight in changes if (shift := change.bias(weight)) is not None]
+    shift = torch.stack(shifts).sum(0) if shifts else None
+    source = " + ".join(f"{share.deltas.describe(share.assignment)} at {share.weight:g}"
+                        for share in parts)
+    if layer.kind == "norm":
+        group = {"w_norm": delta} | ({} if shift is None else {"b_norm": shift})
+        draft.add(layer, group, delta, source)
+        return
+    stacked = _stacked(changes)
+    if into == "lora":
+        assert rules is not None
+        rule = rules.conv if layer.is_spatial else rules.plain
+        kept = lowrank.spectrum(rule, lambda: delta, stacked).kept(rule)
+        draft.add(layer, outfile.lora_of(layer, *kept), delta, source)
+        draft.miss_bias(layer, shift)
+    elif into == "exact" and shift is None and stacked is not None and (
+            stacked[0].numel() + stacked[1].numel() < delta.numel()):
+        draft.add(layer, outfile.lora_of(layer, *stacked), delta, source)
+    else:
+        draft.add(layer, outfile.full(delta, shift), delta, source)
+
+
+def _stacked(changes: Sequence[tuple[Change, float]]) -> tuple[Tensor, Tensor] | None:
+    """All factors side by side, whose product is the sum; None where one has none."""
+    pairs = [change.factors(weight) for change, weight in changes]
+    whole = [pair for pair in pairs if pair is not None]
+    if len(whole) < len(pairs):
+        return None
+    return torch.cat([up for up, _ in whole], 1), torch.cat([down for _, down in whole], 0)
+
+
+def _deed(asked: Merge, rules: Rules | None, stack: Sequence[Deltas]) -> Deed:
+    settings = {"into": asked.into, "weights": [weight for _, weight in asked.adapters],
+                "blocks": [block.text for block in asked.blocks] or None,
+                "rule": rules and rules.text}
+    return Deed("merge", settings, [deltas.name for deltas in stack])
+
+
+def _new_folder(out: str, base: Path | None) -> Path:
+    """Where the model goes; ConfigError where something is there, or where it is in the base."""
+    path = Path(out).expanduser().resolve()
+    if path.exists():
+        raise ConfigError({"out": f"out is {out}, which exists already; a model is written into a "
+                                  "new folder only"})
+    if base is not None and base.resolve() in (path, *path.parents):
+        raise ConfigError({"out": f"out is {out}, inside the base model; choose another folder"})
+    return path
+
+
+@dataclass
+class _Model:
+    """The base with the adapters' changes in its weights, on its way to a new folder."""
+
+    asked: Merge
+    family: Family
+    shares: Mapping[Layer, Sequence[Share]]
+    progress: Progress
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def write(self, out: Path) -> Merged:
+        """All or nothing."""
+        parts = {layer.part for layer in self.shares}
+        if not parts:
+            raise ConfigError({"adapters": "every layer's weight is 0: nothing would change"})
+        for part in parts:
+            self._refuse_unwritable(part)
+        files = []
+        with durable.whole_folder(out) as temporary:
+            for part in sorted(parts):
+                files.append(self._part(part, temporary))
+            self._others(parts, temporary)
+            size = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file())
+            self.progress.check()
+        return Merged(out, size, self.asked.dtype, tuple(files), tuple(self.rows),
+                      tuple(self.progress.notes))
+
+    def _part(self, part: str, folder: Path) -> str:
+        """Write one part's weights tensor by tensor; returns the file's path in the folder."""
+        weights = self.family.weights[part]
+        own = {self.family.name_in_weights(layer): layer for layer in self.shares
+               if layer.part == part}
+        entries = {name: (self._dtype(dtype), shape)
+                   for name, (dtype, shape) in weights.entries.items()}
+        order = tensorfile.header(entries, {})[1]
+        steps = self.progress.over(order, f"writing {part}")
+
+        def make(name: str) -> Tensor:
+            assert next(steps) == name
+            stem, _, leaf = name.rpartition(".")
+            tensor = weights[name]
+            if stem in own and leaf in ("weight", "bias"):
+                tensor = self._changed(own[stem], leaf, tensor)
+            return tensor.to(_TORCH[entries[name][0]])
+
+        path = weights.path.relative_to(self.family.base)
+        if self.asked.dtype not in (KEEP, "fp16"):
+            path = path.with_name(path.name.replace(".fp16.", "."))
+        tensorfile.stream(folder / path, entries, make, self._metadata(weights.metadata))
+        next(steps, None)  # the last event
+        return path.as_posix()
+
+    def _changed(self, layer: Layer, leaf: str, tensor: Tensor) -> Tensor:
+        """W' or b' in fp32, computed as the attached layer does."""
+        before = tensor.float()
+        after = before
+        for share in self.shares[layer]:
+            change = share.change()
+            if leaf == "weight":
+                after = change.onto(after, share.weight)
+            elif (shift := change.bias(share.weight)) is not None:
+                after = after + shift
+        if leaf == "weight":
+            self.rows.append({
+                "layer": f"{layer.part}.{layer.name}",
+                "adapters": [share.deltas.name for share in self.shares[layer]],
+                "weights": [share.weight for share in self.shares[layer]],
+                "norm": (after - before).double().norm().item()})
+        return after
+
+    def _dtype(self, stored: str) -> str:
+        """The name of what a tensor of that type becomes: integers stay."""
+        asked = tensorfile.DTYPES.get(self.asked.dtype)
+        floating = _TORCH[stored].is_floating_point
+        return stored if asked is None or not floating else tensorfile.NAMES[asked]
+
+    def _metadata(self, found: Mapping[str, str]) -> dict[str, str]:
+        stack = list({id(share.deltas): share.deltas
+                      for parts in self.shares.values() for share in parts}.values())
+        deed = _deed(self.asked, None, stack)
+        made = {"verb": deed.verb, "from": list(deed.names), **deed.settings}
+        names = ", ".join([self.family.base.name, *deed.names])
+        return {"format": "pt", **found, "modelspec.merged_from": names,
+                provenance.MADE: json.dumps(made, ensure_ascii=False)}
+
+    def _others(self, parts: set[str], folder: Path) -> None:
+        """Copy what does not change; other weights of changed parts would be stale beside them."""
+        base = self.family.base
+        homes = {self.family.weights[part].path.parent for part in parts}
+        files = [file for file in self._files(base)
+                 if not (file.parent in {*homes, base} and _holds_weights(file))]
+        for file in self.progress.over(files, "copying"):
+            durable.copy(file, folder / file.relative_to(base))
+
+    @staticmethod
+    def _files(base: Path) -> Iterator[Path]:
+        for file in sorted(base.rglob("*")):
+            inner = file.relative_to(base).parts
+            if file.is_file() and not any(part.startswith(".") for part in inner):
+                yield file
+
+    def _refuse_unwritable(self, part: str) -> None:
+        weights = self.family.weights[part]
+        strange = {dtype for dtype, _ in weights.entries.values()} - set(_TORCH)
+        if strange:
+            raise ModelFileError(
+                f"{weights.path} holds numbers of the type {', '.join(sorted(strange))}, in which "
+                "a small change would be lost.", "Merge into the model in fp32, bf16 or fp16.")
+
+
+_TORCH: Mapping[str, torch.dtype] = {name: dtype for dtype, name in tensorfile.NAMES.items()}
+
+
+def _holds_weights(file: Path) -> bool:
+    return file.suffix in WEIGHTS or file.name.endswith(".index.json")
