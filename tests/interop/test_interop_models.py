@@ -1,5 +1,6 @@
 """Whole adapters of the embedded model: what diffusers paints with ours, what lycoris-lora makes of
-ours as kohya's names call the layers, and what we make of one that lycoris.kohya wrote."""
+ours as kohya's names call the layers, what PEFT makes of ours once converted, and what we make of
+one that lycoris.kohya wrote."""
 
 from __future__ import annotations
 
@@ -14,21 +15,11 @@ import specimens
 import torch
 from torch import Tensor
 
-from lycoris import (
-    assignments,
-    config,
-    contestants,
-    dialects,
-    families,
-    plan,
-    sampling,
-    tensorfile,
-    trainer,
-)
+from lycoris import assignments, config, contestants, convert, families, plan, sampling, trainer
 from lycoris.config import NetworkConfig
 from lycoris.families import Model
-from lycoris.families.sd import StableDiffusion
 from lycoris.network import LycorisNetwork
+from lycoris.progress import Progress
 
 peers.need("lycoris-lora", "PEFT")
 
@@ -37,13 +28,16 @@ PICTURES = peers.ROOT / "assets" / "datasets" / "zorb"
 PROMPT, SEED = "a zorb on grass", 3
 HOW = sampling.Settings(steps=6, guidance=4.0, sampler="DDIM", width=64, height=64)
 TOLERANCE = 1e-4
-PAINTED = ("lora", "dylora", "lora, tucker, diffusers' keys")
-# Preset full in kohya's names, norms with it.
+TRAINED = ("lora", "dylora")
+FOR_DIFFUSERS = {"loha": {"algo": "lora"}, "lora, tucker": {"dialect": "diffusers"}}  # converted
+# Over preset full with dim 4 and alpha 2, in kohya's keys.
 OURS: dict[str, dict[str, Any]] = {
     "lora": {}, "loha": {"options": {"use_tucker": True}},
-    "lokr": {"options": {"factor": 4}}, "lora, dora": {"dora_wd": True, "train_norm": True},
+    "lokr": {}, "lora, dora": {"dora_wd": True},
+    "lora, tucker": {"options": {"use_tucker": True}}, "lora, norms": {"train_norm": True},
     "full": {"algo": "full"}, "diag-oft": {"algo": "diag-oft", "dim": 8},
     "glora": {"algo": "glora"}}
+CONVERTED = ("lora", "lora, dora", "lora, tucker", "loha", "lokr")  # to PEFT's folders, of OURS
 # lycoris.kohya's arguments, as its trainers pass them.
 THEIRS: dict[str, dict[str, Any]] = {
     "lora": {}, "lora, dora": {"dora_wd": True}, "loha": {"algo": "loha"},
@@ -100,14 +94,9 @@ def stirred(settings: NetworkConfig, model: Model, by: float = 0.1) -> LycorisNe
     return network.eval()
 
 
-def write_diffusers(file: Path, model: Model) -> None:
-    """A Tucker LoRA in diffusers' own keys."""
-    network = stirred(NetworkConfig(preset="full", dim=2, alpha=1.0,
-                                    options={"use_tucker": True}), model, by=0.3)
-    groups = [(adapter.layer, {key.removeprefix(f"{adapter.assignment.key}."): tensor for
-                               key, tensor in adapter.file_tensors().items()})
-              for adapter in network]
-    tensorfile.write(file, dialects.rewrite(groups, StableDiffusion.key, "diffusers"), {})
+def to(file: Path, out: Path, **settings: Any) -> None:
+    """The file converted for other programs."""
+    convert.run(convert.Convert(file, str(out), base=BASE, **settings), Progress())
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +114,14 @@ def ours(folder: Path, model: Model) -> Mapping[str, Mapping[str, Tensor]]:
 
 @pytest.fixture(scope="module")
 def answers(folder: Path, ours: dict, model: Model) -> peers.Answers:
-    for name in PAINTED[:2]:
+    for name in TRAINED:
         train(name, folder / f"{name}.paint.safetensors")
-    write_diffusers(folder / f"{PAINTED[2]}.paint.safetensors", model)
+    for name, how in FOR_DIFFUSERS.items():
+        file = folder / f"{name}.safetensors"
+        stirred(network_of(name), model, 0.3).save_weights(file)
+        to(file, folder / f"{name}.paint.safetensors", **how)
+    for name in CONVERTED:
+        to(folder / f"{name}.ours.safetensors", folder / f"{name}.peft", dialect="peft")
     base = {"base": str(BASE)}
     jobs: dict[str, dict[str, Any]] = {
         f"ours:{name}": {"do": "read_model", "file": f"{name}.ours.safetensors", **base}
@@ -135,7 +129,9 @@ def answers(folder: Path, ours: dict, model: Model) -> peers.Answers:
     for seed, (name, settings) in enumerate(THEIRS.items()):
         jobs[f"theirs:{name}"] = {"do": "write_model", "file": f"{name}.theirs.safetensors",
                                   "settings": settings, "seed": seed, **base}
-    for name in PAINTED:
+    for name in CONVERTED:
+        jobs[f"peft:{name}"] = {"do": "read_peft_model", "folder": f"{name}.peft", **base}
+    for name in (*TRAINED, *FOR_DIFFUSERS):
         jobs[f"paint:{name}"] = {
             "do": "paint", "file": f"{name}.paint.safetensors", "prompt": PROMPT, "seed": SEED,
             "steps": HOW.steps, "guidance": HOW.guidance, "side": HOW.width, **base}
@@ -158,6 +154,12 @@ def test_lycoris_lora_reads_a_whole_model(name: str, ours: Mapping, answers: pee
     compare(ours[name], answers.of(f"ours:{name}"), model)
 
 
+@pytest.mark.parametrize("name", CONVERTED)
+def test_peft_reads_a_converted_model(name: str, ours: Mapping, answers: peers.Answers,
+                                      model: Model) -> None:
+    compare(ours[name], answers.of(f"peft:{name}"), model)
+
+
 @pytest.mark.parametrize("name", THEIRS)
 def test_we_read_what_lycoris_kohya_writes(name: str, folder: Path, answers: peers.Answers,
                                            model: Model) -> None:
@@ -168,7 +170,7 @@ def test_we_read_what_lycoris_kohya_writes(name: str, folder: Path, answers: pee
     compare(found, theirs, model)
 
 
-@pytest.mark.parametrize("name", PAINTED)
+@pytest.mark.parametrize("name", (*TRAINED, *FOR_DIFFUSERS))
 def test_diffusers_paints_the_same_picture(name: str, folder: Path, answers: peers.Answers,
                                            model: Model) -> None:
     (theirs,) = answers.of(f"paint:{name}").values()

@@ -171,6 +171,15 @@ def parts(base: str) -> tuple[nn.Module, nn.Module]:
                                                                      "text_encoder")))
 
 
+def read_peft_model(base: str, folder: str) -> Outputs:
+    """A folder of each part of a Stable Diffusion model by PEFT's own loader."""
+    import peft
+
+    made = [peft.PeftModel.from_pretrained(part, str(Path(folder) / name)).eval()
+            for part, name in zip(parts(base), ("unet", "text_encoder"), strict=True)]
+    return {f"1.0/{name}": t for name, t in specimens.painted(*made).items()}
+
+
 def paint(base: str, file: str, prompt: str, seed: int, steps: int, guidance: float,
           side: int) -> Outputs:
     """A picture (3, h, w) in 0..255 by diffusers' own pipeline, the file loaded by it."""
@@ -187,7 +196,7 @@ def paint(base: str, file: str, prompt: str, seed: int, steps: int, guidance: fl
 
 JOBS: dict[str, Callable[..., Outputs]] = {
     job.__name__: job for job in (read_lycoris, build_lycoris, write_lycoris, write_peft,
-                                  read_peft, read_model, write_model, paint)}
+                                  read_peft, read_model, write_model, read_peft_model, paint)}
 
 
 def main(folder: Path) -> None:
