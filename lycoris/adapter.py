@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .algorithms import Cost, Tensors
+from .algorithms import Cost, Tensors, elements
 from .assignments import Assignment
 from .paths import Choice, choose
 
 Operator = Callable[[Tensor, Tensor], Tensor]
+SCALAR, LENGTHS = "scalar", "dora_scale"  # the shell's tensors among the algorithm's
 SHRINKS = 30  # a norm that is not linear in the tensors needs more than one
 
 
@@ -36,6 +37,7 @@ class Adapter(nn.Module):
         shape = assignment.dora_shape()
         self.dora_scale = None if shape is None else nn.Parameter(torch.empty(shape))
         self._derived: tuple[str, ...] = ()
+        self.size = elements(self.layer.shape)
         cost = self.algorithm.cost(self.layer)
         self.cost = cost if shape is None else Cost(None, cost.build)  # DoRA needs W + dW
 
@@ -73,10 +75,15 @@ class Adapter(nn.Module):
             found[name] = getattr(self, f"derived_{name}")
         return found
 
+    def all_tensors(self) -> dict[str, Tensor]:
+        """`tensors` and the shell's own two."""
+        own = {SCALAR: self.scalar, LENGTHS: self.dora_scale}
+        return self.tensors() | {name: t for name, t in own.items() if t is not None}
+
     def seen(self) -> dict[str, Tensor]:
-        """The tensors as this pass sees them: while training a part of the ranks, or a random share
+        """All tensors as this pass sees them: while training a part of the ranks, or a random share
         of them silenced and the rest made up for it."""
-        p = self.tensors()
+        p = self.all_tensors()
         if self.clock is not None:
             p["t"] = self.clock
         if self.training:
@@ -85,21 +92,24 @@ class Adapter(nn.Module):
                 p = self.algorithm.drop_ranks(p, self.extras.rank_dropout)
         return p
 
-    def _delta(self, p: Tensors, weight: Tensor, multiplier: float) -> tuple[Tensor, float]:
-        """(dW, what it is still to be multiplied with)."""
-        factor = self.algorithm.scale(self.layer)
-        if self.algorithm.linear:
-            factor *= multiplier
-            delta = self.algorithm.delta(p, self.layer, weight)
-        else:
-            delta = self.algorithm.delta(p, self.layer, weight, multiplier)
-        return (delta if self.scalar is None else delta * self.scalar), factor
-
     def scaled_delta(self, weight: Tensor, multiplier: float = 1.0,
                      p: Tensors | None = None) -> Tensor:
         """multiplier * scale * dW in the layer's shape and the adapter's dtype, without DoRA."""
-        delta, factor = self._delta(self.tensors() if p is None else p, weight, multiplier)
-        return delta if factor == 1.0 else delta * factor
+        p = self.all_tensors() if p is None else p
+        algorithm = self.algorithm
+        factor = algorithm.scale(self.layer) * (multiplier if algorithm.linear else 1.0)
+        whole = SCALAR not in p and factor == 1.0
+        small = [name for name in algorithm.fold if name in p]
+        if not whole and small and p[small[0]].numel() < self.size:
+            times = factor * p[SCALAR] if SCALAR in p else factor  # on a factor, not on all of dW
+            p, whole = {**p, **{name: p[name] * times for name in small}}, True
+        if algorithm.linear:
+            delta = algorithm.delta(p, self.layer, weight)
+        else:
+            delta = algorithm.delta(p, self.layer, weight, multiplier)
+        if whole:
+            return delta
+        return delta * (factor * p[SCALAR] if SCALAR in p else factor)
 
     def changed(self, weight: Tensor, bias: Tensor | None, multiplier: float,
                 onto: Tensor | None = None,
@@ -115,15 +125,14 @@ class Adapter(nn.Module):
         weight = weight.to(self.dtype)
         onto = weight if onto is None else onto
         with torch.autocast(weight.device.type, enabled=False):  # dW is made in full precision
-            if self.dora_scale is None:
-                delta, factor = self._delta(p, weight, multiplier)
-                changed = torch.add(onto, delta, alpha=factor)
+            if LENGTHS not in p:
+                changed = onto + self.scaled_delta(weight, multiplier, p)
             else:
-                delta, factor = self._delta(p, weight, 1.0)
-                full = torch.add(weight, delta, alpha=factor)
+                full = weight + self.scaled_delta(weight, 1.0, p)
                 own = full.detach() if self.extras.dora_detach else full
-                full = full * (self.dora_scale / self._lengths(own))
-                changed = torch.add(onto, full - weight, alpha=multiplier)
+                full = full * (p[LENGTHS] / self._lengths(own))
+                changed = full if onto is weight and multiplier == 1.0 else torch.add(
+                    onto, full - weight, alpha=multiplier)
         shift = self.algorithm.bias(p)
         if shift is not None and bias is not None:
             bias = bias.to(shift.dtype) + multiplier * shift
@@ -132,7 +141,7 @@ class Adapter(nn.Module):
     def change(self, weight: Tensor, multiplier: float, p: Tensors | None = None) -> Tensor:
         """W' - W at the given strength."""
         p = self.seen() if p is None else p
-        if self.dora_scale is not None:
+        if LENGTHS in p:
             zero = torch.zeros_like(weight, dtype=self.dtype)
             return self.changed(weight, None, multiplier, zero, p)[0]
         with torch.autocast(weight.device.type, enabled=False):
@@ -168,9 +177,9 @@ class Adapter(nn.Module):
 
     def aside(self, p: Tensors, x: Tensor, op: Operator, y: Tensor | None) -> Tensor:
         """y + multiplier * scale * dW x from the factors."""
-        if self.scalar is None:
+        if SCALAR not in p:
             return self.algorithm.aside(p, x, self.layer, op, self.factor(), y)
-        change = self.algorithm.aside(p, x, self.layer, op, self.factor(), None) * self.scalar
+        change = self.algorithm.aside(p, x, self.layer, op, self.factor(), None) * p[SCALAR]
         return change if y is None else y.add_(change.to(y.dtype))
 
     @torch.no_grad()

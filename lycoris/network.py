@@ -136,7 +136,7 @@ class LycorisNetwork(nn.Module):
         for key, adapter in self.adapters.items():
             target = self._targets[key]
             changed, bias = adapter.eval().changed(target.weight, target.bias, weight,
-                                                   p=adapter.tensors())
+                                                   p=adapter.all_tensors())
             target.weight.copy_(changed)
             if bias is not None and target.bias is not None:
                 target.bias.copy_(bias)

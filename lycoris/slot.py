@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import quantised
 from .adapter import Adapter
+from .algorithms import Inner, Tensors
 
 SLOT = "lycoris_slot"
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -62,7 +63,7 @@ class Slot:
             y = self._base(x)
         else:
             y = self._around(x, around)
-        ours = self.plain and not dense  # y may be written to: no other function's result
+        ours = self.plain and not dense and around is None  # nobody else's result: written to
         for adapter in direct:
             if adapter is not around:
                 change = adapter.aside(adapter.seen(), self._cast(adapter, x), self._op,
@@ -122,7 +123,7 @@ class Slot:
                      None if bias is None else bias.to(self.module.weight.dtype))
 
     def _around(self, x: Tensor, adapter: Adapter) -> Tensor:
-        """The one adapter that works on the layer's input or its output before the bias."""
+        """The one adapter that works on the layer's input or on its output before the bias."""
         bias, p = self.module.bias, adapter.seen()
 
         def base(fed: Tensor) -> Tensor:
@@ -132,13 +133,9 @@ class Slot:
             y = self._base(fed)
             return self._cast(adapter, y if bias is None else y - bias.to(y.dtype))
 
-        y = adapter.algorithm.through(p, self._cast(adapter, x), adapter.layer, self._op, base,
-                                      adapter.factor())
-        y = y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
-        if bias is None:
-            return y
-        return y + (bias if adapter.layer.kind == "linear" else
-                    bias.view(-1, *(1 for _ in adapter.layer.kernel))).to(y.dtype)
+        y = adapter.algorithm.through(p, self._cast(adapter, x), adapter.layer,
+                                      Inner(base, self._op, bias), adapter.factor())
+        return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
 
     def _dense(self, x: Tensor, adapters: Sequence[Adapter]) -> Tensor:
         """One operation with W + dW. What it holds for the backward pass is x alone; W + dW is made
@@ -151,17 +148,23 @@ class Slot:
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else (
             base.dtype)
 
-        def build() -> tuple[Tensor, Tensor | None]:
+        def build(seen: Sequence[Tensors]) -> tuple[Tensor, Tensor | None]:
             weight, bias = None, base_bias
             for adapter, p in zip(adapters, seen, strict=True):
                 weight, bias = adapter.changed(base, bias, adapter.multiplier, weight, p)
             assert weight is not None
             return weight.to(dtype), None if bias is None else bias.to(dtype)
 
-        weight, bias = build()
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return apply(self.module, x.to(dtype), weight, bias)
-        return _Rebuilt.apply(self.module, build, x.to(dtype), weight, bias)
+            return apply(self.module, x.to(dtype), *build(seen))
+        named = [list(p) for p in seen]
+        flat = [tensor for p in seen for tensor in p.values()]
+
+        def rebuild(flat: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+            each = iter(flat)
+            return build([{name: next(each) for name in names} for names in named])
+
+        return _Rebuilt.apply(self.module, rebuild, x.to(dtype), *flat)
 
     def _beside(self, x: Tensor, adapters: Sequence[Adapter], seen: Sequence[dict]) -> Tensor:
         """For a quantised base: its own output, and dW x beside it."""
@@ -213,31 +216,39 @@ def apply(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 
 class _Rebuilt(torch.autograd.Function):
-    """The layer's operation with a weight that is not kept for the backward pass: `build()` makes
-    it again from what is smaller."""
+    """The layer's operation with a weight that is not kept for the backward pass: `build(tensors)`
+    makes it and its bias again from what is smaller, this time with the way back to them."""
 
     @staticmethod
-    def forward(ctx: Any, module: nn.Module, build: Callable[[], tuple[Tensor, Tensor | None]],
-                x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.module, ctx.build, ctx.has_bias = module, build, bias is not None
-        ctx.save_for_backward(x)
-        return apply(module, x, weight, bias)
+    def forward(ctx: Any, module: nn.Module, build: Callable[..., tuple[Tensor, Tensor | None]],
+                x: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.module, ctx.build = module, build
+        ctx.save_for_backward(x, *tensors)
+        return apply(module, x, *build(tensors))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        _, _, wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        with torch.no_grad():
-            weight = ctx.build()[0] if wants_x else None
-            wants_bias = ctx.has_bias and wants_bias
-            if isinstance(ctx.module, nn.Linear):
-                rows = grad.reshape(-1, grad.shape[-1])
-                gx = (rows @ weight).view(x.shape) if weight is not None else None
-                gw = rows.t() @ x.reshape(-1, x.shape[-1]) if wants_weight else None
-                gb = rows.sum(0) if wants_bias else None
-            else:
-                gx, gw, gb = _conv_backward(ctx.module, grad, x, weight, wants_weight, wants_bias)
-        return None, None, gx, gw, gb
+        x, *tensors = ctx.saved_tensors
+        wants_x, *wants = ctx.needs_input_grad[2:]
+        with torch.enable_grad():
+            copies = [tensor.detach().requires_grad_(want)
+                      for tensor, want in zip(tensors, wants, strict=True)]
+            weight, bias = ctx.build(copies)
+        made = weight.detach()
+        needs_weight, needs_bias = weight.requires_grad, bias is not None and bias.requires_grad
+        if isinstance(ctx.module, nn.Linear):
+            rows = grad.reshape(-1, grad.shape[-1])
+            gx = (rows @ made).view(x.shape) if wants_x else None
+            gw = rows.t() @ x.reshape(-1, x.shape[-1]) if needs_weight else None
+            gb = rows.sum(0) if needs_bias else None
+        else:
+            gx, gw, gb = _conv_backward(ctx.module, grad, x, made if wants_x else None,
+                                        needs_weight, needs_bias)
+        outputs = [(t, g) for t, g in ((weight, gw), (bias, gb)) if g is not None]
+        learned = [copy for copy, want in zip(copies, wants, strict=True) if want]
+        found = iter(torch.autograd.grad([t for t, _ in outputs], learned, [g for _, g in outputs],
+                                         allow_unused=True) if learned else ())
+        return None, None, gx, *(next(found) if want else None for want in wants)
 
 
 def _conv_backward(module: nn.Module, grad: Tensor, x: Tensor, weight: Tensor | None,

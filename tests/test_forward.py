@@ -90,7 +90,7 @@ def test_the_cheaper_way_is_taken_and_says_why() -> None:
 def test_nothing_of_full_size_is_kept_for_the_backward_pass() -> None:
     """Between forward and backward a dense adapter holds its input, not W + dW."""
     root = nn.Sequential(nn.Linear(96, 64))
-    network = network_on(root, "full").apply_to()
+    network = network_on(root, "loha").apply_to()
     kept: list[tuple[int, ...]] = []
 
     def note(tensor: torch.Tensor) -> torch.Tensor:

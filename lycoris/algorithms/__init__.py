@@ -79,6 +79,22 @@ class Cost:
     build: float
 
 
+@dataclass(frozen=True)
+class Inner:
+    """The wrapped layer: `base(x)` is W x without the bias, `op(x, weight)` its own operator."""
+
+    base: Callable[[Tensor], Tensor]
+    op: Operator
+    bias: Tensor | None
+
+    def finished(self, y: Tensor, layer: Layer) -> Tensor:
+        """With the bias."""
+        if self.bias is None:
+            return y
+        sides = (-1, *(1 for _ in layer.kernel))
+        return y + self.bias.view(sides).to(y.dtype)
+
+
 class Algorithm:
     """How dW of a layer is parametrised. Subclasses give a name, shapes, init and delta.
 
@@ -221,10 +237,8 @@ class Algorithm:
         """
         raise NotImplementedError
 
-    def through(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, base: Callable[
-            [Tensor], Tensor], factor: float) -> Tensor:
-        """(W + factor * dW) x for those that work `around` the layer: `base(x)` is W x without the
-        bias."""
+    def through(self, p: Tensors, x: Tensor, layer: Layer, inner: Inner, factor: float) -> Tensor:
+        """(W + factor * dW) x + b for those that work `around` the layer."""
         raise NotImplementedError
 
     def drop_ranks(self, p: dict[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -366,10 +380,14 @@ def pointwise(hidden: Tensor, weight: Tensor, factor: float, y: Tensor | None) -
     """y + factor * (weight @ hidden) over the channels: of the last axis for a weight (o, r), of
     axis 1 for a convolution's (o, r, 1, ..)."""
     if weight.ndim == 2:
-        if y is None or y.dtype != hidden.dtype:
-            return added(y, F.linear(hidden, weight), factor)
-        flat = y.view(-1, y.shape[-1])
-        flat.addmm_(hidden.reshape(-1, hidden.shape[-1]), weight.t().to(hidden.dtype), alpha=factor)
+        if y is None:
+            return added(None, F.linear(hidden, weight), factor)
+        rows = y.view(-1, weight.shape[0])  # LoKr's are parts of an output
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        if y.dtype == hidden.dtype:
+            rows.addmm_(hidden, weight.t().to(hidden.dtype), alpha=factor)
+        else:
+            added(rows, F.linear(hidden, weight), factor)
         return y
     change = weight.flatten(1) @ hidden.flatten(2)
     return added(y, change.unflatten(2, hidden.shape[2:]), factor)

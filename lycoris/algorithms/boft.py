@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import Cost, Layer, Shape, Tensors
@@ -46,27 +45,21 @@ class Boft(DiagOft):
         return Cost(3.0 * stages * layer.out * block,
                     3.0 * stages * layer.out * layer.fan_in * block)
 
-    def _turned(self, p: Tensors, y: Tensor, layer: Layer, multiplier: float) -> Tensor:
-        """y (.., o) through the stages; the multiplier goes from no rotation to the learned one in
-        each of them."""
-        rotations = cayley(p["blocks"], self.options.constraint * layer.out).to(y.dtype)
-        stages, count, block, _ = rotations.shape
-        if multiplier != 1.0:
-            one = torch.eye(block, dtype=y.dtype, device=y.device)
-            rotations = torch.lerp(one.expand_as(rotations), rotations, multiplier)
-        flat = y.reshape(-1, layer.out)
-        for stage in range(stages):
-            half = 2**stage * block // 2
-            wired = flat.view(-1, layer.out // (2 * half), 2, half).transpose(2, 3)
-            rows = wired.reshape(-1, count, block).transpose(0, 1)
-            turned = torch.bmm(rows, rotations[stage].mT).transpose(0, 1)
-            turned = turned.reshape(-1, layer.out // (2 * half), half, 2)
-            flat = turned.transpose(2, 3).reshape(-1, layer.out)
-        turned = flat.view(y.shape)
-        if "rescale" in p:
-            lengths = p["rescale"].flatten().to(y.dtype)
-            turned = turned * (1 + multiplier * (lengths - 1))
-        return turned
+    def rotations(self, p: Tensors, layer: Layer) -> Tensor:
+        return cayley(p["blocks"], self.options.constraint * layer.out)
+
+    @staticmethod
+    def wired(rows: Tensor, stage: int, rotation: Tensor) -> Tensor:
+        """The butterfly: outputs that are 2^stage half blocks apart meet in one block."""
+        half = 2**stage * rotation.shape[-1] // 2
+        pairs = rows.view(rows.shape[0], -1, 2, half).transpose(2, 3)
+        return pairs.reshape(rows.shape[0], *rotation.shape[:2])
+
+    @staticmethod
+    def unwired(blocks: Tensor, stage: int) -> Tensor:
+        half = 2**stage * blocks.shape[-1] // 2
+        pairs = blocks.reshape(blocks.shape[0], -1, half, 2).transpose(2, 3)
+        return pairs.reshape(blocks.shape[0], -1)
 
     @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:

@@ -9,7 +9,7 @@ with `rescaled` each output also learns its length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..knobs import Knob
-from . import Algorithm, Cost, Layer, Operator, Shape, Tensors, factorization
+from . import Algorithm, Cost, Inner, Layer, Shape, Tensors, factorization
 
 
 @dataclass(frozen=True)
@@ -83,22 +83,49 @@ class DiagOft(Algorithm):
         shapes = self.shapes(layer) if self.fixed is None else self.fixed
         return shapes["blocks"][-1]
 
-    def through(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, base: Callable[
-            [Tensor], Tensor], factor: float) -> Tensor:
-        y = base(x)
-        if layer.kind == "linear":
-            turned = self._turned(p, y, layer, factor)
+    def through(self, p: Tensors, x: Tensor, layer: Layer, inner: Inner, factor: float) -> Tensor:
+        y = inner.base(x)
+        rows = y if layer.kind == "linear" else y.movedim(1, -1)
+        pure = factor == 1.0 and "rescale" not in p and not torch.compiler.is_compiling()
+        if pure:  # a rotation can be undone: its output is all that is kept
+            rotations = self.rotations(p, layer).to(y.dtype)
+            turned = _Turns.apply(rows, rotations, inner.bias, type(self))
         else:
-            turned = self._turned(p, y.movedim(1, -1), layer, factor).movedim(-1, 1)
-        return turned if factor == 1.0 or not self.linear else torch.lerp(y, turned, factor)
+            turned = self._turned(p, rows, layer, factor)
+            if self.linear and factor != 1.0:
+                turned = torch.lerp(rows, turned, factor)
+            turned = turned if inner.bias is None else turned + inner.bias.to(turned.dtype)
+        return turned if layer.kind == "linear" else turned.movedim(-1, 1)
+
+    def rotations(self, p: Tensors, layer: Layer) -> Tensor:
+        """(stages, n, b, b): each turns a block's outputs, as columns."""
+        return cayley(p["blocks"], self.options.constraint * layer.out).mT[None]
 
     def _turned(self, p: Tensors, y: Tensor, layer: Layer, multiplier: float) -> Tensor:
-        """y (.., o) -> R^T y, then the lengths."""
-        rotation = cayley(p["blocks"], self.options.constraint * layer.out)
-        count, block, _ = rotation.shape
-        rows = y.reshape(-1, count, block).transpose(0, 1)
-        turned = torch.bmm(rows, rotation.to(y.dtype)).transpose(0, 1).reshape(y.shape)
-        return turned * p["rescale"].flatten().to(y.dtype) if "rescale" in p else turned
+        """y (.., o) turned, then the lengths. A multiplier is for those that are not linear."""
+        rotations = self.rotations(p, layer).to(y.dtype)
+        if not self.linear and multiplier != 1.0:
+            one = torch.eye(rotations.shape[-1], dtype=y.dtype, device=y.device)
+            rotations = torch.lerp(one.expand_as(rotations), rotations, multiplier)
+        flat = y.reshape(-1, layer.out)
+        for stage, rotation in enumerate(rotations):
+            blocks = self.wired(flat, stage, rotation)
+            flat = self.unwired(torch.einsum("ncb,cab->nca", blocks, rotation), stage)
+        turned = flat.view(y.shape)
+        if "rescale" not in p:
+            return turned
+        lengths = p["rescale"].flatten().to(y.dtype)
+        return turned * (lengths if self.linear else 1 + multiplier * (lengths - 1))
+
+    @staticmethod
+    def wired(rows: Tensor, stage: int, rotation: Tensor) -> Tensor:
+        """(N, o) -> (N, n, b): which outputs a stage turns together."""
+        return rows.view(-1, *rotation.shape[:2])
+
+    @staticmethod
+    def unwired(blocks: Tensor, stage: int) -> Tensor:
+        """(N, n, b) -> (N, o), each output back at its place."""
+        return blocks.reshape(blocks.shape[0], -1)
 
     def drop_ranks(self, p: dict[str, Tensor], share: float) -> dict[str, Tensor]:
         """A share of the blocks stays unturned; the others stay rotations, so nothing is made up
@@ -132,6 +159,49 @@ def cayley(blocks: Tensor, limit: float) -> Tensor:
             q = q * torch.clamp(limit / norm, max=1.0)
         one = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
         return torch.linalg.solve(one - q, one + q)  # both factors commute
+
+
+class _Turns(torch.autograd.Function):
+    """Rotations in stages, then the bias. Only the result is kept for the backward pass, which
+    turns it back stage by stage."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, rotations: Tensor, bias: Tensor | None,
+                kind: type[DiagOft]) -> Tensor:
+        rows = y.reshape(-1, y.shape[-1])
+        for stage, rotation in enumerate(rotations):
+            rows = kind.unwired(_times(kind.wired(rows, stage, rotation), rotation.mT), stage)
+        turned = torch.ops.aten._unsafe_view(rows, y.shape)  # no view of something of ours
+        if bias is not None:
+            turned = turned.add_(bias.to(y.dtype))
+        ctx.kind = kind
+        ctx.save_for_backward(rotations, bias, turned)
+        return turned
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rotations, bias, turned = ctx.saved_tensors
+        kind: type[DiagOft] = ctx.kind
+        turned = turned if bias is None else turned - bias.to(turned.dtype)
+        rows, g = (t.reshape(-1, t.shape[-1]) for t in (turned, grad))
+        found = torch.empty_like(rotations)
+        for stage in range(len(rotations) - 1, -1, -1):
+            rotation = rotations[stage]
+            after, slope = (kind.wired(t, stage, rotation) for t in (rows, g))
+            product = torch.bmm(slope.permute(1, 2, 0), after.transpose(0, 1))
+            torch.bmm(product, rotation, out=found[stage])
+            g = kind.unwired(_times(slope, rotation), stage)
+            if stage:
+                rows = kind.unwired(_times(after, rotation), stage)
+        gb = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
+        return g.view(grad.shape), found, gb, None
+
+
+def _times(blocks: Tensor, matrices: Tensor) -> Tensor:
+    """(N, n, b) @ (n, b, b) block by block, each written where it belongs."""
+    out = torch.empty_like(blocks, memory_format=torch.contiguous_format)
+    torch.bmm(blocks.transpose(0, 1), matrices, out=out.transpose(0, 1))
+    return out
 
 
 def read_blocks(cls: type[DiagOft], found: Mapping[str, Shape],

@@ -8,13 +8,13 @@ rank and the rest left out). On a convolution a1 and a2 act on the channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import Algorithm, Cost, Layer, NoOptions, Operator, Shape, Tensors, pointwise
+from . import Algorithm, Cost, Inner, Layer, NoOptions, Shape, Tensors, pointwise
 
 
 class Glora(Algorithm):
@@ -64,10 +64,10 @@ class Glora(Algorithm):
         return Cost(3.0 * r * (2 * layer.inp + layer.out + layer.fan_in),
                     8.0 * r * layer.out * layer.fan_in)
 
-    def through(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, base: Callable[
-            [Tensor], Tensor], factor: float) -> Tensor:
+    def through(self, p: Tensors, x: Tensor, layer: Layer, inner: Inner, factor: float) -> Tensor:
         seen = x + pointwise(pointwise(x, p["a2"], 1.0, None), p["a1"], factor, None)
-        return base(seen) + pointwise(op(x, p["b2"]), p["b1"], factor, None)
+        y = inner.finished(inner.base(seen), layer)
+        return y + pointwise(inner.op(x, p["b2"]), p["b1"], factor, None)
 
     def fits(self, shapes: Mapping[str, Shape], layer: Layer) -> bool:
         return (super().fits(shapes, layer) and shapes["a1"][0] == layer.inp

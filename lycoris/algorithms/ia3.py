@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..knobs import Knob
-from . import Algorithm, Cost, Layer, Operator, Shape, Tensors
+from . import Algorithm, Cost, Inner, Layer, Shape, Tensors
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,10 @@ class Ia3(Algorithm):
     def cost(self, layer: Layer) -> Cost:
         return Cost(3.0, 3.0 * layer.out * layer.fan_in)
 
-    def through(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, base: Callable[
-            [Tensor], Tensor], factor: float) -> Tensor:
+    def through(self, p: Tensors, x: Tensor, layer: Layer, inner: Inner, factor: float) -> Tensor:
         if self.options.train_on_input:
-            return base(_scaled(p["weight"], x, layer, factor))
-        return _scaled(p["weight"], base(x), layer, factor)
+            return inner.finished(inner.base(_scaled(p["weight"], x, layer, factor)), layer)
+        return inner.finished(_scaled(p["weight"], inner.base(x), layer, factor), layer)
 
     @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:

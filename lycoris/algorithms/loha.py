@@ -69,10 +69,9 @@ class Loha(Algorithm):
         if "t1" in p:
             return (_tucker(p["t1"], p["w1_a"], p["w1_b"])
                     * _tucker(p["t2"], p["w2_a"], p["w2_b"]))
-        if torch.compiler.is_compiling():  # the compiler decides by itself what to keep
-            product = (p["w1_a"] @ p["w1_b"]) * (p["w2_a"] @ p["w2_b"])
-        else:
-            product = _Hadamard.apply(p["w1_a"], p["w1_b"], p["w2_a"], p["w2_b"])
+        product = p["w1_a"] @ p["w1_b"]
+        other = p["w2_a"] @ p["w2_b"]
+        product = product * other if torch.is_grad_enabled() else product.mul_(other)
         return product.view(layer.shape)
 
     def cost(self, layer: Layer) -> Cost:
@@ -124,20 +123,3 @@ def _rows(p: Tensors) -> tuple[Tensor, Tensor]:
 def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """core (r, r, *k), a (r, out), b (r, in) -> (out, in, *k)."""
     return torch.einsum("ij...,ip,jq->pq...", core, a, b)
-
-
-class _Hadamard(torch.autograd.Function):
-    """(a1 b1) * (a2 b2), remembering the four factors and not the two full products."""
-
-    @staticmethod
-    def forward(ctx: Any, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
-        ctx.save_for_backward(a1, b1, a2, b2)
-        return (a1 @ b1).mul_(a2 @ b2)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        a1, b1, a2, b2 = ctx.saved_tensors
-        left = (a2 @ b2).mul_(grad)
-        grads = [left @ b1.T, a1.T @ left]
-        left = torch.mm(a1, b1, out=left).mul_(grad)
-        return (*grads, left @ b2.T, a2.T @ left)

@@ -28,6 +28,7 @@ from . import (
     as_matrix,
     elements,
     factorization,
+    pointwise,
 )
 
 
@@ -135,13 +136,14 @@ class Lokr(Algorithm):
         w1 = _small(p)
         in_m = w1.shape[1]
         if layer.kind == "linear":
-            hidden = x.reshape(-1, in_m, x.shape[-1] // in_m)
-            if "w2" in p:
-                hidden = hidden @ p["w2"].t()
-            else:
-                hidden = (hidden @ p["w2_b"].t()) @ p["w2_a"].t()
-            change = torch.einsum("lm,nmk->nlk", w1, hidden)
-            return added(y, change.reshape(*x.shape[:-1], layer.out), factor)
+            hidden, last = x.reshape(-1, in_m, x.shape[-1] // in_m), p.get("w2")
+            if last is None:  # the blocks of x meet w1 where they are smallest
+                hidden, last = hidden @ p["w2_b"].t(), p["w2_a"]
+            hidden = w1.to(hidden.dtype) @ hidden
+            if y is None:
+                y = (hidden @ last.t().to(hidden.dtype)).view(*x.shape[:-1], layer.out)
+                return y if factor == 1.0 else y * factor
+            return pointwise(hidden, last, factor, y)
         w2 = _large(p)
         w2 = w2.reshape(w2.shape[0], -1, *layer.kernel)
         hidden = op(x.reshape(-1, x.shape[1] // in_m, *x.shape[2:]), w2)

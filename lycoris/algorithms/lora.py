@@ -43,6 +43,12 @@ class Lora(Algorithm):
     starts = ("default", "orthogonal", "pissa")
     Options = LoraOptions
 
+    def __init__(self, dim: int = 4, alpha: float | None = None, options: Any = None,
+                 rank_stabilised: bool = False, start: str = "default"):
+        super().__init__(dim, alpha, options, rank_stabilised, start)
+        if start == "pissa":
+            self.fold = ()  # a difference of two products
+
     def problem(self, layer: Layer) -> str:
         if self.start == "pissa" and self.options.use_tucker and layer.is_spatial:
             return "PiSSA has no Tucker form; turn one of them off"
