@@ -46,8 +46,8 @@ class Convert:
 def run(asked: Convert, progress: Progress) -> Written:
     """Write the converted adapter. Raises Stopped, having written nothing."""
     rules = _check(asked)
-    out = (peftfolder.place(asked.out) if asked.dialect == PEFT
-           else outfile.place(asked.out, [asked.path], asked.overwrite))
+    out = (outfile.new_folder(asked.out, [asked.base]) if asked.dialect == PEFT
+           else outfile.place(asked.out, [asked.path], [asked.base], asked.overwrite))
     family = None if asked.base is None else open_base(asked.base)
     deltas = Deltas(asked.path, family)
     draft = Draft(outfile.dtype_of(asked.dtype, [deltas]))

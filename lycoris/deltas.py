@@ -159,9 +159,9 @@ class Deltas:
         if self.match is not None and not self.match.whole:
             progress.warn(f"{self.name} fits this base only in part: {self.match.text}.",
                           "What does not fit is left out.")
-        elif self.match is None and self.file.reading.unread:
-            progress.warn(f"{len(self.file.reading.unread)} tensors of {self.name} are no "
-                          "adapter's and are left out.")
+        elif foreign := (*self.file.reading.unread, *self.file.reading.ignored):
+            progress.warn(f"{len(foreign)} tensors of {self.name} are no adapter's and are left "
+                          f"out; the first is {foreign[0]}.")
         if any(a.algorithm.timed for a in self.assignments):
             progress.warn(f"{self.name} changes with the timestep, which is lost: all its ranks "
                           "count at all times.")

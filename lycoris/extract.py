@@ -52,7 +52,7 @@ def run(asked: Extract, progress: Progress) -> Written:
     """Write the adapter. Raises ModelFileError where the two are not of one kind, and Stopped,
     having written nothing."""
     rules = _check(asked)
-    out = outfile.place(asked.out, [], asked.overwrite)
+    out = outfile.place(asked.out, [], [asked.base, asked.tuned], asked.overwrite)
     family, tuned = open_base(asked.base), open_base(asked.tuned)
     pairs = _pairs(family, tuned)
     layers = family.layers

@@ -69,6 +69,7 @@ class Followed:
             own_log(self.folder)
             self.folder.clear_before(BEGAN)
             self._held.enter_context(self.folder.locked())
+            durable.remove(self.folder.path / RESULT)  # an earlier command's
             me = runs.Process.this()
             self.emit(events.Started(me.pid, me.born, "", 0))
         return self

@@ -123,8 +123,8 @@ def run(asked: Merge, progress: Progress) -> Written | Merged:
     """Raises Stopped, having written nothing."""
     rules = _check(asked)
     paths = [path for path, _ in asked.adapters]
-    out = (_new_folder(asked.out, asked.base) if asked.into == MODEL
-           else outfile.place(asked.out, paths, asked.overwrite))
+    out = (outfile.new_folder(asked.out, [asked.base]) if asked.into == MODEL
+           else outfile.place(asked.out, paths, [asked.base], asked.overwrite))
     family = None if asked.base is None else open_base(asked.base)
     stack = [Deltas(path, family) for path in paths]
     for deltas in stack:
@@ -242,17 +242,6 @@ def _deed(asked: Merge, rules: Rules | None, stack: Sequence[Deltas]) -> Deed:
                 "blocks": [block.text for block in asked.blocks] or None,
                 "rule": rules and rules.text}
     return Deed("merge", settings, [deltas.name for deltas in stack])
-
-
-def _new_folder(out: str, base: Path | None) -> Path:
-    """Where the model goes; ConfigError where something is there, or where it is in the base."""
-    path = Path(out).expanduser().resolve()
-    if path.exists():
-        raise ConfigError({"out": f"out is {out}, which exists already; a model is written into a "
-                                  "new folder only"})
-    if base is not None and base.resolve() in (path, *path.parents):
-        raise ConfigError({"out": f"out is {out}, inside the base model; choose another folder"})
-    return path
 
 
 @dataclass

@@ -215,9 +215,11 @@ def dialect_for(asked: str, deltas: Sequence[Deltas], family: Family | None,
     return "lycoris" if "lycoris" in spoken else "kohya"
 
 
-def place(out: str | Path, origins: Sequence[Path], overwrite: bool) -> Path:
-    """Where the file goes; ConfigError where it cannot."""
+def place(out: str | Path, origins: Sequence[Path], bases: Sequence[Path | None],
+          overwrite: bool) -> Path:
+    """Where the file goes; ConfigError where it cannot: over what is read, or into a model."""
     path = Path(out).expanduser()
+    refuse_inside(path, bases)
     if path.suffix != ".safetensors":
         raise ConfigError({"out": f"out is {out}; name a file that ends in .safetensors"})
     if any(path.resolve() == adapterfile.inside(origin).resolve() for origin in origins):
@@ -229,6 +231,23 @@ def place(out: str | Path, origins: Sequence[Path], overwrite: bool) -> Path:
         raise ConfigError({"out": f"out is {out}, which exists already; choose another name, or "
                                   "say --overwrite"})
     return path.resolve()
+
+
+def new_folder(out: str | Path, bases: Sequence[Path | None]) -> Path:
+    """Where a folder goes; ConfigError where something is there already, or in a model."""
+    path = Path(out).expanduser().resolve()
+    refuse_inside(path, bases)
+    if path.exists():
+        raise ConfigError({"out": f"out is {out}, which exists already; name a new folder"})
+    return path
+
+
+def refuse_inside(out: Path, bases: Sequence[Path | None]) -> None:
+    """ConfigError for a place in a base model's folder."""
+    for base in bases:
+        if base is not None and base.resolve() in (out.resolve(), *out.resolve().parents):
+            raise ConfigError({"out": f"out is {out}, in the model {base.name}; choose a place "
+                                      "outside of it"})
 
 
 def dtype_of(asked: str, deltas: Sequence[Deltas]) -> torch.dtype:

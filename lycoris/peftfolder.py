@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import adapterfile, dialects, durable, metadata, provenance
 from .algorithms import Layer, Shape, factorization
-from .errors import AdapterError, ConfigError
+from .errors import AdapterError
 from .families import Family
 from .outfile import Draft, Written
 from .progress import Progress
@@ -30,14 +30,6 @@ from .provenance import Deed
 Group = tuple[Layer, Mapping[str, Tensor]]
 NAMES = {"lora": "LORA", "loha": "LOHA", "lokr": "LOKR"}
 INSTEAD = "Convert it to LoRA with --algo lora, which PEFT always reads."
-
-
-def place(out: str | Path) -> Path:
-    """Where the folder goes; ConfigError where something is there."""
-    path = Path(out).expanduser().resolve()
-    if path.exists():
-        raise ConfigError({"out": f"out is {out}, which exists already; name a new folder"})
-    return path
 
 
 def write(out: Path, draft: Draft, family: Family, deed: Deed,

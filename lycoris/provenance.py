@@ -20,6 +20,7 @@ from .metadata import CONFIG_KEY, config_of
 
 MADE = "lycogui_made"  # a tool's verb, its sources and settings, as JSON
 SOURCE_CONFIG = "lycogui_source_config"  # the recipe of what it was made from
+BASE = "ss_base_model_version"
 TAGS = "ss_tag_frequency"
 # What is true of one file only: hashes, and the config that PEFT's readers take the scale from.
 OWN = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", MADE,
@@ -56,6 +57,9 @@ def describe(title: str, deed: Deed, groups: Groups, sources: Sequence[Metadata]
         if CONFIG_KEY in found:
             found[SOURCE_CONFIG] = found.pop(CONFIG_KEY)
         found |= network_facts(groups)
+    names = [layer.name for layer, _ in groups]
+    if family is None and BASE not in found and dialects.made_for(names) == "SDXL":
+        found[BASE] = "sdxl_base_v1-0"  # a file with metadata and without this counts as SD1
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
     comments = [each for each in (found.get("ss_training_comment"), deed.text) if each]
     made = {"verb": deed.verb, "from": list(deed.names), **deed.settings, "lycogui": __version__}

@@ -44,7 +44,7 @@ def run(asked: Resize, progress: Progress) -> Written:
     nothing."""
     rules = None if asked.rule == FIRST else Rules.of(
         asked.rule, asked.dim, asked.value, asked.conv_dim, asked.conv_value)
-    out = outfile.place(asked.out, [asked.path], asked.overwrite)
+    out = outfile.place(asked.out, [asked.path], [asked.base], asked.overwrite)
     family = None if asked.base is None else open_base(asked.base)
     deltas = Deltas(asked.path, family)
     dtype = outfile.dtype_of(asked.dtype, [deltas])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -667,10 +668,12 @@ def test_existing_files_stay_unless_overwritten(shop: Workshop, tmp_path: Path) 
     assert out.read_bytes() == b"mine"
     run(resize.Resize(shop.adapter("lora"), str(out), "dim", 1, overwrite=True))
     assert AdapterFile(out).shapes
-    with pytest.raises(ConfigError, match="new folder only"):
+    with pytest.raises(ConfigError, match="name a new folder"):
         run(Merge(((shop.adapter("lora"), 1.0),), str(tmp_path), "model", shop.base))
-    with pytest.raises(ConfigError, match="inside the base"):
-        run(Merge(((shop.adapter("lora"), 1.0),), str(shop.base / "x"), "model", shop.base))
+    for asked in (Merge(((shop.adapter("lora"), 1.0),), str(shop.base / "x"), "model", shop.base),
+                  extract.Extract(shop.base, shop.base, str(shop.base / "unet" / NEW), dim=1)):
+        with pytest.raises(ConfigError, match="in the model small; choose a place outside"):
+            run(asked)
 
 
 @pytest.mark.parametrize("make", [
@@ -908,6 +911,43 @@ def test_a_request_to_stop_is_heard(shop: Workshop, tmp_path: Path,
                           "dim", "--dim", 1, "--follow", "job")
     assert code == 0 and found == {"reason": "stopped"} and folder.state() == "stopped"
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_a_signal_stops_it(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                           command: Callable[..., Any]) -> None:
+    whole = Deltas.change
+
+    def interrupted(self: Deltas, assignment: Any) -> Any:
+        if "mid_block" in assignment.layer.name:
+            signal.raise_signal(signal.SIGTERM)
+            monkeypatch.setattr(Deltas, "change", whole)
+        return whole(self, assignment)
+
+    monkeypatch.setattr(Deltas, "change", interrupted)
+    code, found = command("merge", shop.adapter("lora"), "--out", "model", "--base", shop.base)
+    assert code == 143 and found == {"reason": "stopped"} and not list(tmp_path.iterdir())
+
+
+def test_what_people_read(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                          capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = str(shop.adapter("loha"))
+    assert main(["resize", path, "--out", "a.safetensors", "--dim", "1", "--base",
+                 str(shop.base)]) == 0
+    assert "LoRA, dim 1 in" in (said := capsys.readouterr().out) and "% of the change" in said
+    assert main(["inspect", str(shop.adapter("ia3"))]) == 0
+    assert "layers need --base" in capsys.readouterr().out
+    assert main(["merge", "a.safetensors", "--out", "model", "--base", str(shop.base)]) == 0
+    assert "layers changed in" in capsys.readouterr().out
+
+
+def test_an_sdxl_file_stays_one(tmp_path: Path) -> None:
+    """A1111 takes any file with metadata and without a base's version for SD1's."""
+    path = tensorfile.write(tmp_path / "x.safetensors", {
+        "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(6, 1),
+        "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(1, 4)}, {})
+    run(convert.Convert(path, str(tmp_path / NEW)))
+    assert AdapterFile(tmp_path / NEW).metadata["ss_base_model_version"] == "sdxl_base_v1-0"
 
 
 def test_results_are_plain_json(shop: Workshop, tmp_path: Path) -> None:
