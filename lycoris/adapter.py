@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .algorithms import Cost, Tensors, elements
 from .assignments import Assignment
-from .paths import Choice, choose
+from .paths import TOUCH, Choice, choose
 
 Operator = Callable[[Tensor, Tensor], Tensor]
 SCALAR, LENGTHS = "scalar", "dora_scale"  # the shell's tensors among the algorithm's
@@ -37,9 +37,26 @@ class Adapter(nn.Module):
         shape = assignment.dora_shape()
         self.dora_scale = None if shape is None else nn.Parameter(torch.empty(shape))
         self._derived: tuple[str, ...] = ()
+        self.origin: Tensor | None = None  # W, where a tensor holds W + dW
         self.size = elements(self.layer.shape)
-        cost = self.algorithm.cost(self.layer)
-        self.cost = cost if shape is None else Cost(None, cost.build)  # DoRA needs W + dW
+        self.cost = self._cost()
+
+    def _cost(self) -> Cost:
+        """With DoRA on the output the rows' new lengths can multiply the output; they are measured
+        once, without a gradient. Any other DoRA needs W + dW."""
+        cost, extras = self.algorithm.cost(self.layer), self.extras
+        if self.dora_scale is None:
+            return cost
+        simple = extras.dora_on_output and extras.dora_detach and not self.algorithm.around
+        if not simple or cost.token is None:
+            return Cost(None, cost.build)
+        return Cost(cost.token + 2 * TOUCH * self.layer.out, cost.build,
+                    cost.build / 4 + 2 * TOUCH * self.size)
+
+    @property
+    def around(self) -> bool:
+        """Without dW it works on the layer's output, or input, as a whole."""
+        return self.algorithm.around or self.dora_scale is not None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -61,6 +78,28 @@ class Adapter(nn.Module):
             self.scalar.zero_()
         if self.dora_scale is not None:
             self.dora_scale.copy_(self._lengths(weight))
+
+    def absorb(self, weight: Tensor) -> None:
+        """Hold W + dW in place of a dW of full size: native training, with nothing to add up at
+        each step. `weight` is the base's own tensor."""
+        if self.algorithm.whole and self.dora_scale is None:
+            with torch.no_grad():
+                self.p[self.algorithm.whole].add_(weight)
+            self.origin = weight
+
+    @torch.no_grad()
+    def release(self) -> None:
+        """Hold dW again."""
+        if self.origin is not None:
+            self.p[self.algorithm.whole].sub_(self.origin)
+            self.origin = None
+
+    def _apart(self, p: Tensors) -> Tensors:
+        """The tensors with dW where they hold W + dW."""
+        if self.origin is None:
+            return p
+        whole = self.algorithm.whole
+        return {**p, whole: p[whole] - self.origin.to(p[whole].dtype)}
 
     def unfreeze(self) -> None:
         """Let everything learn that is to be learned."""
@@ -95,7 +134,7 @@ class Adapter(nn.Module):
     def scaled_delta(self, weight: Tensor, multiplier: float = 1.0,
                      p: Tensors | None = None) -> Tensor:
         """multiplier * scale * dW in the layer's shape and the adapter's dtype, without DoRA."""
-        p = self.all_tensors() if p is None else p
+        p = self._apart(self.all_tensors() if p is None else p)
         algorithm = self.algorithm
         factor = algorithm.scale(self.layer) * (multiplier if algorithm.linear else 1.0)
         whole = SCALAR not in p and factor == 1.0
@@ -125,7 +164,9 @@ class Adapter(nn.Module):
         weight = weight.to(self.dtype)
         onto = weight if onto is None else onto
         with torch.autocast(weight.device.type, enabled=False):  # dW is made in full precision
-            if LENGTHS not in p:
+            if self.origin is not None and onto is weight and multiplier == 1.0:
+                changed = p[self.algorithm.whole]
+            elif LENGTHS not in p:
                 changed = onto + self.scaled_delta(weight, multiplier, p)
             else:
                 full = weight + self.scaled_delta(weight, 1.0, p)
@@ -166,9 +207,11 @@ class Adapter(nn.Module):
         return choose(self.layer, self.cost, tokens, learning)
 
     def goes_aside(self, tokens: int, learning: bool) -> bool:
-        if self.algorithm.timed and self.dora_scale is None:
+        if self.algorithm.timed:
             return True  # each picture of a batch has a timestep and so a dW of its own
-        if self.scalar is not None and self.algorithm.around:
+        if self.scalar is not None and self.around:
+            return False
+        if self.dora_scale is not None and self.multiplier != 1.0:
             return False
         return self.choice(tokens, learning).goes_aside
 
@@ -183,9 +226,21 @@ class Adapter(nn.Module):
         return change if y is None else y.add_(change.to(y.dtype))
 
     @torch.no_grad()
+    def row_lengths(self, p: Tensors, weight: Tensor) -> Tensor:
+        """(o) lengths of the rows of W + dW, without a gradient."""
+        weight, scale = weight.to(self.dtype), self.algorithm.scale(self.layer)
+        with torch.autocast(weight.device.type, enabled=False):
+            squares = self.algorithm.squared_rows(p, self.layer, weight, scale)
+            if squares is None:
+                lengths = self._lengths(weight + self.scaled_delta(weight, 1.0, p)).flatten()
+            else:
+                lengths = squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
+        return lengths
+
+    @torch.no_grad()
     def file_tensors(self) -> dict[str, Tensor]:
         """{key: tensor} for a file, the trained scalar folded in."""
-        p = {name: tensor.detach() for name, tensor in self.tensors().items()}
+        p = {name: t.detach() for name, t in self._apart(self.tensors()).items()}
         if self.scalar is not None:
             for name in self.algorithm.fold:
                 if name in p:
@@ -201,12 +256,16 @@ class Adapter(nn.Module):
     @torch.no_grad()
     def load_tensors(self, found: Mapping[str, Tensor]) -> None:
         """Take over {suffix: tensor} as read from a file, its alpha with them."""
+        origin = self.origin
+        self.release()
         self.algorithm = self.algorithm.with_facts(found)
         self.algorithm.take(self.p, found)
         if self.scalar is not None:
             self.scalar.fill_(1.0)
         if self.dora_scale is not None:
             self.dora_scale.copy_(found["dora_scale"].reshape(self.dora_scale.shape))
+        if origin is not None:
+            self.absorb(origin)
 
     @torch.no_grad()
     def norm(self, weight: Tensor) -> Tensor:
@@ -219,6 +278,10 @@ class Adapter(nn.Module):
         for _ in range(SHRINKS):
             if norm <= limit * (1 + 1e-5):
                 break
-            self.algorithm.shrink(self.tensors(), limit / norm)
+            p = self._apart(self.tensors())
+            self.algorithm.shrink(p, limit / norm)
+            if self.origin is not None:
+                whole = self.algorithm.whole
+                self.p[whole].copy_(self.origin + p[whole])
             norm = self.norm(weight).item()
         return norm

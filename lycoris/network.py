@@ -70,6 +70,8 @@ class LycorisNetwork(nn.Module):
                 else:
                     adapter.load_tensors(source.group(assignment.source or assignment.key))
             self.adapters[assignment.key] = adapter.to(target.weight.device)
+            if not quantised.is_quantised(target):
+                adapter.absorb(target.weight.detach())
             self._targets[assignment.key] = target
             if report is not None:
                 report(done, len(listed))
@@ -135,6 +137,7 @@ class LycorisNetwork(nn.Module):
         self.restore()
         for key, adapter in self.adapters.items():
             target = self._targets[key]
+            adapter.release()
             changed, bias = adapter.eval().changed(target.weight, target.bias, weight,
                                                    p=adapter.all_tensors())
             target.weight.copy_(changed)

@@ -48,8 +48,10 @@ def choose(layer: Layer, cost: Cost, tokens: int, learning: bool) -> Choice:
     size = layer.out * layer.fan_in
     if learning:
         dense = tokens * size + cost.build + 5 * TOUCH * size
-        aside = None if cost.token is None else tokens * (cost.token + TOUCH * layer.out / 2)
     else:
         dense = cost.build / 4 + 3 * TOUCH * size
-        aside = None if cost.token is None else tokens * (cost.token / 3 + TOUCH * layer.out / 2)
+    aside = None
+    if cost.token is not None:
+        token = cost.token if learning else cost.token / 3
+        aside = tokens * (token + TOUCH * layer.out / 2) + cost.once
     return Choice(aside, dense)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import quantised
-from .adapter import Adapter
+from .adapter import LENGTHS, Adapter
 from .algorithms import Inner, Tensors
 
 SLOT = "lycoris_slot"
@@ -55,7 +55,7 @@ class Slot:
         if self.is_norm:
             return self._norm(x, active)
         dense, direct, apart = self._sorted(active, x)
-        around = next((a for a in direct if a.algorithm.around), None)
+        around = next((a for a in direct if a.around), None)
         changes = [self._apart(adapter, x) for adapter in apart]
         if dense:
             y = self._dense(x, dense)
@@ -87,9 +87,9 @@ class Slot:
                 direct.append(adapter)
             else:
                 dense.append(adapter)
-        around = [adapter for adapter in direct if adapter.algorithm.around]
+        around = [adapter for adapter in direct if adapter.around]
         if len(around) + bool(dense) > 1:  # they would see each other's work
-            direct = [adapter for adapter in direct if not adapter.algorithm.around]
+            direct = [adapter for adapter in direct if not adapter.around]
             dense += around
         return dense, direct, apart
 
@@ -131,11 +131,23 @@ class Slot:
             if self.plain:
                 return self._cast(adapter, apply(self.module, fed, self.module.weight, None))
             y = self._base(fed)
-            return self._cast(adapter, y if bias is None else y - bias.to(y.dtype))
+            return self._cast(adapter, y.clone() if bias is None else y - bias.to(y.dtype))
 
-        y = adapter.algorithm.through(p, self._cast(adapter, x), adapter.layer,
-                                      Inner(base, self._op, bias), adapter.factor())
+        inner = Inner(base, self._op, bias)
+        if LENGTHS in p:
+            y = inner.finished(self._stretched(x, adapter, p, base), adapter.layer)
+        else:
+            y = adapter.algorithm.through(p, self._cast(adapter, x), adapter.layer, inner,
+                                          adapter.factor())
         return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
+
+    def _stretched(self, x: Tensor, adapter: Adapter, p: Tensors,
+                   base: Callable[[Tensor], Tensor]) -> Tensor:
+        """DoRA on the output: each row of (W + dW) x times its learned length over its own."""
+        y = adapter.aside(p, self._cast(adapter, x), self._op, base(x))
+        lengths = adapter.row_lengths(p, quantised.weight_of(self.module))
+        stretch = p[LENGTHS].flatten() / lengths
+        return y * stretch.view(-1, *(1 for _ in adapter.layer.kernel)).to(y.dtype)
 
     def _dense(self, x: Tensor, adapters: Sequence[Adapter]) -> Tensor:
         """One operation with W + dW. What it holds for the backward pass is x alone; W + dW is made
@@ -188,7 +200,7 @@ class Slot:
     def _apart(self, adapter: Adapter, x: Tensor) -> Tensor:
         """The adapter's own output with a random share dropped and the rest made up for it."""
         p, own = adapter.seen(), self._cast(adapter, x)
-        direct = not adapter.algorithm.around and self.whole and adapter.goes_aside(
+        direct = not adapter.around and self.whole and adapter.goes_aside(
             self._positions(x), torch.is_grad_enabled())
         if direct:
             change = adapter.aside(p, own, self._op, None)

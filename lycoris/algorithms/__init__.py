@@ -71,12 +71,14 @@ class Cost:
     """Multiply-adds of one training step on one layer, for the choice between two ways.
 
     `token`: for each position of the input when dW x is computed without dW (forward, gradient of
-    the input, gradients of the factors); None where there is no such way. `build`: once, to make dW
-    from its factors, again in the backward pass, and to bring dW's gradient to them.
+    the input, gradients of the factors); None where there is no such way; `once` is what that way
+    takes besides. `build`: once, to make dW from its factors, again in the backward pass, and to
+    bring dW's gradient to them.
     """
 
     token: float | None
     build: float
+    once: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class Algorithm:
     needs_weight: ClassVar[bool] = False  # delta reads W
     linear: ClassVar[bool] = True  # the multiplier multiplies delta; else delta takes it
     around: ClassVar[bool] = False
+    whole: ClassVar[str] = ""  # the tensor that is dW itself
     timed: ClassVar[bool] = False  # what it adds depends on the denoising timestep
     Options: ClassVar[type] = NoOptions
 
@@ -237,6 +240,11 @@ class Algorithm:
         """
         raise NotImplementedError
 
+    def squared_rows(self, p: Tensors, layer: Layer, weight: Tensor,
+                     factor: float) -> Tensor | None:
+        """(o) squared lengths of the rows of W + factor * dW where they can be had without dW."""
+        return None
+
     def through(self, p: Tensors, x: Tensor, layer: Layer, inner: Inner, factor: float) -> Tensor:
         """(W + factor * dW) x + b for those that work `around` the layer."""
         raise NotImplementedError
@@ -269,7 +277,7 @@ class Algorithm:
     @classmethod
     def layer_shape(cls, found: Mapping[str, Shape]) -> tuple[Shape, bool] | None:
         """(the layer's shape, is that certain?) as far as a file's tensors {suffix: shape} alone
-        tell; None where dW is made from the base's weight, which tells it."""
+        tell: a 3x3 kernel may hide in a side that 9 divides. None where dW is made from W."""
         return None
 
     def take(self, p: Tensors, found: Mapping[str, Tensor]) -> None:
@@ -354,12 +362,6 @@ def factorization(dimension: int, factor: int = -1) -> tuple[int, int]:
             break
         small, large = larger, other
     return min(small, large), max(small, large)
-
-
-def as_matrix(shape: Shape) -> tuple[Shape, bool]:
-    """layer_shape of a weight whose matrix (o, i K) alone is known: a linear layer's, unless a 3x3
-    kernel may hide in its second side."""
-    return shape, bool(shape[1] % 9)
 
 
 def rank_mask(tensor: Tensor, axis: int, share: float) -> Tensor:

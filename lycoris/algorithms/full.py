@@ -25,6 +25,7 @@ class Full(Algorithm):
     order = 9
     keys = {"weight": "diff", "bias": "diff_b"}
     fold = ("weight",)
+    whole = "weight"
     has_dim = False
     scaled = False
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..knobs import Knob
-from . import Algorithm, Cost, Layer, Operator, Shape, Tensors, as_matrix, pointwise
+from . import Algorithm, Cost, Layer, Operator, Shape, Tensors, pointwise
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Loha(Algorithm):
         a, b = found["hada_w1_a"], found["hada_w1_b"]
         if "hada_t1" in found:
             return (a[1], b[1], *found["hada_t1"][2:]), True
-        return as_matrix((a[0], b[1]))
+        return (a[0], b[1]), bool(b[1] % 9)
 
     @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:

@@ -25,7 +25,6 @@ from . import (
     Shape,
     Tensors,
     added,
-    as_matrix,
     elements,
     factorization,
     pointwise,
@@ -161,7 +160,7 @@ class Lokr(Algorithm):
         a, b = found["lokr_w2_a"], found["lokr_w2_b"]
         if "lokr_t2" in found:
             return (out_l * a[1], in_m * b[1], *found["lokr_t2"][2:]), True
-        return (out_l * a[0], in_m * b[1]), as_matrix((a[0], b[1]))[1]
+        return (out_l * a[0], in_m * b[1]), bool(b[1] % 9)
 
     @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:

@@ -113,6 +113,17 @@ class Lora(Algorithm):
         ones = (1,) * len(layer.kernel)
         return pointwise(hidden, up.reshape(layer.out, -1, *ones), factor, y)
 
+    def squared_rows(self, p: Tensors, layer: Layer, weight: Tensor,
+                     factor: float) -> Tensor | None:
+        """|w|^2 + 2 f up (down w) + f^2 up (down down^T) up^T, row by row."""
+        if "mid" in p:
+            return None
+        up, down = (t.flatten(1) for t in _moved(p))
+        matrix = weight.flatten(1)
+        up = up * factor
+        squares = torch.linalg.vector_norm(matrix, dim=1).square()
+        return squares + ((2 * (matrix @ down.t()) + up @ (down @ down.t())) * up).sum(1)
+
     def drop_ranks(self, p: dict[str, Tensor], share: float) -> dict[str, Tensor]:
         """With PiSSA a rank goes with its start: what is left is still a difference."""
         mask = rank_mask(p["down"], 0, share)
