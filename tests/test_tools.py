@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -72,6 +73,11 @@ class Workshop:
         torch.manual_seed(3)
         self.x, self.t = torch.randn(1, 4, 8, 8), torch.tensor([0])  # T-LoRA: all ranks at 0
 
+    @functools.cached_property
+    def plain(self) -> Any:
+        """The base's model, with nothing attached."""
+        return self.model()
+
     def model(self, base: Path | None = None) -> Any:
         return families.open_base(base or self.base).load(torch.device("cpu"), torch.float32)
 
@@ -92,7 +98,7 @@ class Workshop:
         if said["algo"] == "boft":
             said["preset"] = "attn-only"  # what a power of two of blocks can split
         network = LycorisNetwork(assign_family(self.family, NetworkConfig(**said)),
-                                 self.model().modules, seed=1)
+                                 self.plain.modules, seed=1)
         torch.manual_seed(len(self._files))
         with torch.no_grad():
             for name, parameter in network.named_parameters():
@@ -116,10 +122,13 @@ class Workshop:
 
     def under(self, *adapters: tuple[Path, float]) -> Tensor:
         """What is painted with them attached."""
-        model = self.model()
-        for path, weight in adapters:
-            self.network(path, model, weight).apply_to()
-        return self.paint(model)
+        networks = [self.network(path, self.plain, weight) for path, weight in adapters]
+        for network in networks:
+            network.apply_to()
+        painted = self.paint(self.plain)
+        for network in networks:
+            network.restore()
+        return painted
 
     def deltas(self, path: Path) -> dict[str, Tensor]:
         """{layer: dW} as the loader makes it."""
@@ -155,7 +164,7 @@ def test_the_merged_model_paints_what_the_attached_one_does(shop: Workshop, tmp_
     path = shop.adapter(case)
     ended = run(Merge(((path, 0.7),), str(tmp_path / "model"), "model", shop.base))
     merged, attached = shop.paint(shop.model(tmp_path / "model")), shop.under((path, 0.7))
-    assert not torch.allclose(attached, shop.paint(shop.model()), atol=1e-2)
+    assert not torch.allclose(attached, shop.paint(shop.plain), atol=1e-2)
     assert torch.allclose(merged, attached, atol=2e-5 * attached.abs().max())
     assert len(ended.rows) == len(AdapterFile(path).shapes)
 
@@ -439,7 +448,7 @@ def test_first_ranks_are_what_training_made(shop: Workshop, tmp_path: Path,
     cut = shop.deltas(out)
     network = LycorisNetwork(assign_family(shop.family, NetworkConfig(
         algo="dylora", dim=4, alpha=1.0, preset="full", options={"block_size": 2})),
-        shop.model().modules)
+        shop.plain.modules)
     network.load_weights(path)
     network.train()
     monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor(0))  # the first block
