@@ -91,8 +91,7 @@ def describe(run: Config, family: Family, dataset: Dataset | None, facts: Facts)
         "lycogui_summary": json.dumps({
             "steps": facts.step, "epochs": epochs,
             "pictures": len(dataset.readable) if dataset else 0,
-            "loss": f"{min(facts.loss, 99.0):09.6f}",
-            "seconds": f"{facts.finished - facts.started:010.1f}"}),
+            "loss": f"{min(facts.loss, 99.0):09.6f}"}),
         CONFIG_KEY: json.dumps({path: value for path, value in config.to_dict(run).items()
                                 if path != "output.folder"},  # where on this machine: no one's
                                ensure_ascii=False),

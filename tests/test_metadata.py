@@ -45,7 +45,7 @@ def test_a_trained_file_says_what_it_is(settings: Settings) -> None:
     digest = hashlib.sha256(data[start:]).hexdigest()
     assert said["sshs_model_hash"] == digest and said["modelspec.hash_sha256"] == f"0x{digest}"
     summary = json.loads(said["lycogui_summary"])
-    assert summary["steps"] == 3 and float(summary["loss"]) > 0 and float(summary["seconds"]) >= 0
+    assert summary["steps"] == 3 and float(summary["loss"]) > 0
     assert metadata.config_of(said).network == made.config.network
     picture = base64.b64decode(said["modelspec.thumbnail"].removeprefix(thumbnail.HEAD))
     with Image.open(io.BytesIO(picture)) as image:
