@@ -39,7 +39,7 @@ class Form:
         """Build the widgets of a section in the current container."""
         for place in SECTIONS[section]:
             leaf = LEAVES[place.path]
-            self.widgets[place.path] = _widget(leaf, place, knobs.get(self.start, place.path))
+            self.widgets[place.path] = build_widget(leaf, place, knobs.get(self.start, place.path))
 
     def place_options(self) -> dict[str, gr.Group]:
         """One group of widgets per algorithm for its own options; only the chosen one is seen."""
@@ -50,7 +50,7 @@ class Form:
                 own = knobs.leaves(entry.Options)
                 for leaf in own.values():
                     held = self.start.network.options if chosen else {}
-                    self.widgets[f"{OPTIONS}.{leaf.name}@{algo}"] = _widget(
+                    self.widgets[f"{OPTIONS}.{leaf.name}@{algo}"] = build_widget(
                         leaf, Place(leaf.name), held.get(leaf.name, leaf.default),
                         elem_id=f"{OPTIONS}.{algo}.{leaf.name}")
                 if not own:
@@ -70,7 +70,7 @@ class Form:
                     options.setdefault(algo, {})[name] = value
                 continue
             try:
-                found[path] = _from_widget(LEAVES[path], value)
+                found[path] = from_widget(LEAVES[path], value)
             except ValueError as error:
                 problems[path] = f"{path} {error}"
         found[OPTIONS] = options.get(str(found.get("network.algo")), {})
@@ -94,7 +94,7 @@ class Form:
                 continue
             leaf = LEAVES[path]
             fresh = {"choices": _choices(leaf)} if _is_open(leaf) else {}
-            updates[widget] = gr.update(value=_to_widget(leaf, knobs.get(run, path)), **fresh)
+            updates[widget] = gr.update(value=to_widget(leaf, knobs.get(run, path)), **fresh)
         return updates
 
     @staticmethod
@@ -135,12 +135,14 @@ def _path(name: str) -> str:
     return name.partition("@")[0]
 
 
-def _widget(leaf: Leaf, place: Place, value: Any, elem_id: str = "") -> gr.components.Component:
+def build_widget(leaf: Leaf, place: Place, value: Any,
+                 elem_id: str = "") -> gr.components.Component:
+    """The widget of a setting: by its type, its knob, and where it stands."""
     knob = leaf.knob
     common: dict[str, Any] = {"label": leaf.label + (f", {knob.unit}" if knob.unit else ""),
-                              "info": knob.help if place.info else None,
+                              "info": knob.help or None if place.info else None,
                               "elem_id": elem_id or leaf.path}
-    choices = _choices(leaf)
+    choices = [(place.names.get(name, label), name) for label, name in _choices(leaf)]
     if _is_open(leaf):
         return gr.Dropdown(choices, value=value, allow_custom_value=True, **common)
     if choices:
@@ -158,7 +160,7 @@ def _widget(leaf: Leaf, place: Place, value: Any, elem_id: str = "") -> gr.compo
             _range(number, leaf, place, step)
         return number
     lines = place.lines if place.lines > 1 else 1
-    return gr.Textbox(_to_widget(leaf, value), lines=lines, max_lines=max(lines, 8),
+    return gr.Textbox(to_widget(leaf, value), lines=lines, max_lines=max(lines, 8),
                       placeholder=knob.none or None, **common)
 
 
@@ -193,7 +195,10 @@ def _is_ranged(leaf: Leaf, place: Place) -> bool:
     return not leaf.optional and (place.kind == "slider" or (bounded and not place.kind))
 
 
-def _to_widget(leaf: Leaf, value: Any) -> Any:
+def to_widget(leaf: Leaf, value: Any) -> Any:
+    """A setting's value as its widget shows it; text stays as it is."""
+    if isinstance(value, str):
+        return value
     if leaf.item_type is str:
         return "\n".join(value)
     if leaf.item_type is dict:
@@ -205,7 +210,8 @@ def _to_widget(leaf: Leaf, value: Any) -> Any:
     return value
 
 
-def _from_widget(leaf: Leaf, value: Any) -> Any:
+def from_widget(leaf: Leaf, value: Any) -> Any:
+    """A widget's value for knobs.coerce; ValueError says what is wrong with it."""
     if leaf.is_table:
         try:
             return tomllib.loads(value or "")

@@ -6,13 +6,15 @@ is said here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Place:
     """One setting on the screen. `kind` overrides the widget that its type would get; `high` is
-    the slider's end, which a larger value moves; every legal value can be typed."""
+    the slider's end, which a larger value moves; every legal value can be typed. `names` are what
+    its choices are called on the screen, where that is not their own name."""
 
     path: str
     kind: str = ""
@@ -20,6 +22,7 @@ class Place:
     step: float | None = None
     lines: int = 1
     info: bool = True  # show the knob's help under the label
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 SECTIONS: dict[str, tuple[Place, ...]] = {

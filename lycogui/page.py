@@ -10,6 +10,8 @@ import gradio as gr
 
 from lycogui.form import Form
 from lycogui.workspace import Workspace
+from lycoris.contestants import BASE
+from lycoris.errors import ConfigError
 
 
 @dataclass
@@ -31,3 +33,14 @@ class Page:
 def on(event: Callable[..., Any], handler: Callable[..., Any], **settings: Any) -> Any:
     """An event of this app: not part of a public API, its progress not drawn over the output."""
     return event(handler, **{"api_visibility": "private", "show_progress": "hidden", **settings})
+
+
+def with_weights(names: list[str], weights: str) -> list[str]:
+    """The contestants as the command line writes them: name or name:weight."""
+    given = [text.strip() for text in (weights or "").replace(";", ",").split(",")]
+    given = [text for text in given if text]
+    if given and len(given) != len(names):
+        raise ConfigError({"": f"there are {len(names)} contestants and {len(given)} weights; give "
+                               "one weight for each, or none"})
+    return [name if not given or name == BASE else f"{name}:{given[i]}"
+            for i, name in enumerate(names)]

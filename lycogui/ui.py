@@ -1,4 +1,4 @@
-"""The page: header, base panel, four tabs; and how it is served."""
+"""The page: header, base panel, five tabs; and how it is served."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lycogui import routes, security, theme
 from lycogui.form import Form
 from lycogui.page import Page, on
 from lycogui.parts import mount
-from lycogui.tabs import algorithm, base, compare, dataset, train
+from lycogui.tabs import algorithm, base, compare, dataset, tools, train
 from lycogui.workspace import Workspace
 
 MARK = """<div id="header"><span class="mark"><svg width="18" height="18" viewBox="0 0 18 18"
@@ -36,10 +36,13 @@ def build(workspace: Workspace) -> gr.Blocks:
                 train.build(page)
             with gr.Tab("Compare", id="compare") as page["compare tab"]:
                 compare.build(page)
-        for tab in (base, dataset, algorithm, train, compare):
+            with gr.Tab("Tools", id="tools") as page["tools tab"]:
+                tools.build(page)
+        for tab in (base, dataset, algorithm, train, compare, tools):
             tab.connect(page)
-        on(blocks.load, lambda: page.form.write(workspace.config) | page["recall"](),
-           outputs=page.form.inputs | page["asked"]).then(
+        on(blocks.load, lambda: page.form.write(
+            workspace.config) | page["recall"]() | page["recall tools"](),
+           outputs=page.form.inputs | page["asked"] | page["tools asked"]).then(
             page["refresh"], inputs=page.form.inputs,
             outputs=page["shown"], show_progress="hidden", api_visibility="private",
         ).then(None, js="() => { lyco.ready(); }")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from lycogui import toolviews
 from lycogui.workspace import Workspace, run_id
 from lycoris import algorithms, config, devices, events
 from lycoris.data import captions
@@ -170,7 +171,8 @@ def stop_comparison(workspace: Workspace, given: dict[str, Any]) -> dict[str, An
 
 VIEWS: dict[str, Callable[[Workspace, dict[str, Any]], Any]] = {
     view.__name__: view for view in (status, gallery, save_caption, all_runs, follow, ask,
-                                     comparison, stop_comparison)}
+                                     comparison, stop_comparison, toolviews.tool,
+                                     toolviews.cancel_tool)}
 
 
 def thinned(steps: list[events.Step], most: int) -> list[events.Step]:

@@ -6,18 +6,20 @@ shows what was there. Facts read from disk are cached until the files change.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lycogui import guard
 from lycogui.jobs import Jobs
-from lycoris import config, devices, durable, families, plan
+from lycoris import config, contestants, devices, durable, families, plan
 from lycoris.config import Config
 from lycoris.data import folder
 from lycoris.data.folder import Dataset
@@ -27,7 +29,7 @@ from lycoris.plan import Plan
 from lycoris.runs import RunFolder
 
 T = TypeVar("T")
-COMPARISONS = "comparisons"
+COMPARISONS, TOOLS, ADAPTERS, MODELS = "comparisons", "tools", "adapters", "models"
 
 
 class Workspace:
@@ -50,6 +52,16 @@ class Workspace:
     @property
     def comparisons_folder(self) -> Path:
         return self.runs_folder / COMPARISONS
+
+    @property
+    def adapters_folder(self) -> Path:
+        """Where the tools write adapters, beside the runs."""
+        return self.runs_folder / ADAPTERS
+
+    @property
+    def models_folder(self) -> Path:
+        """Where the tools write whole models."""
+        return self.runs_folder / MODELS
 
     def remember(self, run: Config) -> None:
         """The settings on screen have changed; they are kept on disk."""
@@ -100,6 +112,15 @@ class Workspace:
         return self._cached(("family", base, run.model.family), stamps,
                             lambda: families.open_base(base, run.model.family))
 
+    def facts(self, adapter: Path, run: Config) -> Mapping[str, Any]:
+        """What an adapter's header tells, read again only when its file or the base changes."""
+        try:
+            family = self.family(run)
+        except LycorisError:
+            family = None
+        return self._cached(("facts", adapter), (_stamp(adapter), id(family)),
+                            lambda: contestants.facts(adapter, family))
+
     def dataset(self, run: Config) -> Dataset:
         return self.open_folder(config.find(run.dataset.folder))
 
@@ -122,14 +143,42 @@ class Workspace:
             dataset = None
         return plan.make(run, family=self.family(run), dataset=dataset, need_dataset=False)
 
+    def enqueue(self, run: Config, **notes: Any) -> str:
+        """A new run folder, waiting to be started; returns its name."""
+        folder = plan.create(plan.make(run), **notes)
+        self.jobs.enqueue(self.jobs.run(folder.path))
+        return folder.name
+
+    def adapters(self) -> list[tuple[str, str]]:
+        """(label, path) of every adapter that is known, the newest first: runs, and what the tools
+        made. A run is its folder, so that one of another folder is found whatever its name."""
+        runs = [(run.path, run.adapter_file) for run in self.jobs.runs()]
+        found = sorted(((stamp, path) for path, file in [*runs, *_made(self.adapters_folder)]
+                        if (stamp := _stamp(file))), reverse=True)
+        names = [path.name.removesuffix(".safetensors") for _, path in found]
+        times = Counter(names)
+        return [(name if times[name] == 1 else f"{name} in {path.parent}", str(path))
+                for name, (_, path) in zip(names, found, strict=True)]
+
+    @property
+    def tools_folder(self) -> Path:
+        """What the tools were asked for, and what came of it."""
+        return self.runs_folder / TOOLS
+
+    def tool_jobs(self, most: int | None = None) -> list[RunFolder]:
+        """What the tools did and do, the newest first."""
+        return self._folders_in(self.tools_folder, most)
+
     def comparisons(self) -> list[RunFolder]:
         """The comparisons made in the runs folder, the newest first."""
+        return self._folders_in(self.comparisons_folder)
+
+    def _folders_in(self, parent: Path, most: int | None = None) -> list[RunFolder]:
         try:
-            names = sorted((e.name for e in os.scandir(self.comparisons_folder) if e.is_dir()),
-                           reverse=True)
+            names = sorted((e.name for e in os.scandir(parent) if e.is_dir()), reverse=True)
         except FileNotFoundError:
             return []
-        return [self.jobs.run(self.comparisons_folder / name) for name in names]
+        return [self.jobs.run(parent / name) for name in names[:most]]
 
     def comparison(self, name: str = "") -> RunFolder | None:
         """The comparison with that id; the latest where none is named."""
@@ -161,9 +210,30 @@ def run_id(path: Path) -> str:
     return hashlib.blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()
 
 
-def stamp_name() -> str:
-    """A folder's name from the time, for comparisons."""
-    return time.strftime("%Y%m%d-%H%M%S")
+def new_folder(parent: Path) -> Path:
+    """A new folder named after the time."""
+    name, number = time.strftime("%Y%m%d-%H%M%S"), 1
+    while True:
+        try:
+            return durable.make_folder(parent / (name if number == 1 else f"{name}-{number}"),
+                                       new=True)
+        except FileExistsError:
+            number += 1
+
+
+def _made(folder: Path) -> list[tuple[Path, Path]]:
+    """(adapter, its file) in a folder: single files, and folders as PEFT saves them."""
+    try:
+        entries = [e for e in os.scandir(folder) if e.is_dir() or e.name.endswith(".safetensors")]
+    except FileNotFoundError:
+        return []
+    found = []
+    for entry in entries:
+        with contextlib.suppress(LycorisError):  # a folder that holds something else
+            file = contestants.parse(entry.path, folder).path
+            assert file is not None
+            found.append((Path(entry.path), file))
+    return found
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

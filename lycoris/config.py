@@ -24,7 +24,7 @@ ASSETS = ROOT / "assets"
 BASE_SETTINGS = "lycogui.toml"
 DTYPES = ("fp16", "bf16", "fp32")
 # Names that mean something else beside the runs: a contestant, and folders of pictures.
-RESERVED_NAMES = ("base", "comparisons", "pictures")
+RESERVED_NAMES = ("base", "comparisons", "pictures", "tools", "adapters", "models")
 PRESETS = Path("presets")  # the user's own, in the working folder
 
 

@@ -102,6 +102,24 @@ def describe(contestant: Contestant, family: Family) -> dict[str, Any]:
             "algorithms": summary(file), "settings": asdict(trained) if trained else None}
 
 
+def facts(path: Path, family: Family | None) -> dict[str, Any]:
+    """What an adapter's header tells at once: algorithms, largest dim, layers, bytes, and how it
+    fits a base; `fits` is None where it does not, with the reason in `match`, or without one."""
+    file = adapterfile.AdapterFile(path)
+    kinds = [file.kind(name) for name in file.shapes]
+    fits, text = None, ""
+    if family is not None:
+        try:
+            match = adapterfile.match(file, family.layers, family.aliases, family.base.name)
+            fits, text = match.whole, match.text
+        except AdapterError as error:
+            text = error.message
+    return {"summary": summary(file), "algorithms": sorted({kind.name for kind, _, _ in kinds}),
+            "dim": max((dim for kind, dim, _ in kinds if kind.has_dim), default=0),
+            "layers": len(kinds), "bytes": file.path.stat().st_size, "dialect": file.dialect,
+            "fits": fits, "match": text}
+
+
 def summary(file: adapterfile.AdapterFile) -> str:
     """ "LoHa, dim 4" as the tensors say."""
     found: dict[str, set[int]] = {}
@@ -112,7 +130,9 @@ def summary(file: adapterfile.AdapterFile) -> str:
     parts = []
     for name, dims in found.items():
         label = labels[name].label
-        if label:
+        if label and not labels[name].has_dim:
+            parts.append(label)
+        elif label:
             span = f"{min(dims)}" if len(dims) == 1 else f"{min(dims)} to {max(dims)}"
             parts.append(f"{label}, dim {span}")
         else:

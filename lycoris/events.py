@@ -130,8 +130,8 @@ def parse(text: str) -> tuple[float, Event] | None:
     if kind is None:
         return None
     stamp = values.pop("t", 0.0)
-    known = {field.name for field in fields(kind)}
-    values = {key: math.nan if value is None else value
+    known = {field.name: str(field.type) for field in fields(kind)}
+    values = {key: math.nan if value is None and "None" not in known[key] else value
               for key, value in values.items() if key in known}
     try:
         return stamp, kind(**values)

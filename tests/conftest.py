@@ -111,3 +111,6 @@ def workspace(settings: Callable[..., config.Config], tmp_path: Path) -> Iterato
     made.remember(settings())
     yield made
     made.jobs.close()
+
+
+from in_browser import app, browser, page  # noqa: E402, F401  (fixtures; it needs ROOT)

@@ -67,7 +67,7 @@ def test_a_pair_runs_one_after_the_other_and_is_compared(workspace: Workspace,
 
 def test_stop_saves_and_resume_goes_on(workspace: Workspace,
                                        settings: Callable[..., Config]) -> None:
-    train.enqueue(workspace, settings("train.steps=100000", "train.checkpoint_every=0"))
+    workspace.enqueue(settings("train.steps=100000", "train.checkpoint_every=0"))
     run = workspace.jobs.runs()[0]
     wait(lambda: len(run.history().steps) > 2)
     with pytest.raises(RunError, match="running already"):
@@ -86,7 +86,7 @@ def test_stop_saves_and_resume_goes_on(workspace: Workspace,
 
 def test_a_stop_while_it_starts_is_not_forgotten(workspace: Workspace,
                                                  settings: Callable[..., Config]) -> None:
-    train.enqueue(workspace, settings("train.steps=100000"))
+    workspace.enqueue(settings("train.steps=100000"))
     run = workspace.jobs.runs()[0]
     for _ in range(2):  # a first start, and a resume after it
         wait(lambda: workspace.jobs.state(run) == "starting")
@@ -104,8 +104,8 @@ def test_the_size_on_screen_is_the_files_to_the_byte(workspace: Workspace,
     """With the names a run gets by itself, and the folder as the page writes it."""
     for _ in range(2):
         run = settings("output.name=", "train.steps=2")
-        said = algorithm.card(workspace, workspace.plan(run))["bytes"]
-        name = train.enqueue(workspace, plan.with_free_name(run))
+        said = algorithm.card(workspace.plan(run))["bytes"]
+        name = workspace.enqueue(plan.with_free_name(run))
         made = workspace.jobs.run(workspace.runs_folder / name)
         wait(lambda made=made: made.state() == "done")
         planned = json.loads((made.path / "plan.json").read_text("utf-8"))
@@ -114,7 +114,7 @@ def test_the_size_on_screen_is_the_files_to_the_byte(workspace: Workspace,
 
 def test_training_survives_the_app_and_a_new_one_takes_over(
         workspace: Workspace, settings: Callable[..., Config]) -> None:
-    train.enqueue(workspace, settings("train.steps=100000"))
+    workspace.enqueue(settings("train.steps=100000"))
     first = workspace.jobs.runs()[0]
     wait(lambda: first.state() == "running")
     workspace.jobs.close()  # the app is gone; its child is not
@@ -132,7 +132,7 @@ def test_training_survives_the_app_and_a_new_one_takes_over(
 
 def test_a_killed_engine_is_shown_with_its_cause(workspace: Workspace,
                                                  settings: Callable[..., Config]) -> None:
-    train.enqueue(workspace, settings("train.steps=100000"))
+    workspace.enqueue(settings("train.steps=100000"))
     run = workspace.jobs.runs()[0]
     wait(lambda: len(run.history().steps) > 3)
     assert run.process is not None
@@ -149,7 +149,7 @@ def test_an_engine_that_does_not_answer_is_terminated_then_killed(
         workspace: Workspace, settings: Callable[..., Config],
         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs_module, "QUIET", 1.0)
-    train.enqueue(workspace, settings("train.steps=100000"))
+    workspace.enqueue(settings("train.steps=100000"))
     run = workspace.jobs.runs()[0]
     wait(lambda: len(run.history().steps) > 3)
     assert run.process is not None
@@ -180,7 +180,7 @@ def test_a_run_that_cannot_start_says_why(workspace: Workspace, pictures: Path,
                                           settings: Callable[..., Config]) -> None:
     """The queue does not stall: the error is in the run's folder, and the next one starts."""
     workspace.jobs.close()
-    train.enqueue(workspace, settings("output.name=bad"))
+    workspace.enqueue(settings("output.name=bad"))
     for picture in pictures.iterdir():
         picture.unlink()
     again = Jobs(lambda: [workspace.runs_folder])
@@ -199,7 +199,7 @@ def test_queue_order_and_withdrawing(workspace: Workspace,
     workspace.jobs.close()
     time.sleep(2 * jobs_module.POLL)
     for name in ("c", "a", "b"):
-        train.enqueue(workspace, settings(f"output.name={name}"))
+        workspace.enqueue(settings(f"output.name={name}"))
     assert [run.name for run in workspace.jobs.waiting()] == ["c", "a", "b"]
     workspace.jobs.withdraw(next(r for r in workspace.jobs.runs() if r.name == "a"))
     assert [run.name for run in workspace.jobs.waiting()] == ["c", "b"]

@@ -50,6 +50,7 @@ def test_not_a_number_becomes_null() -> None:
     assert '"loss": null' in text and "NaN" not in text
     _, back = events.parse(text) or (0, None)
     assert isinstance(back, events.Step) and math.isnan(back.loss)
+    assert back.norm_mean is None, "no number, which is not the same"
 
 
 @given(st.text() | st.binary().map(lambda b: b.decode("latin-1")))

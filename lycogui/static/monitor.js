@@ -80,7 +80,8 @@ lyco.parts.monitor = ({element, trigger}) => {
     }));
     const wanted = actions(run), text = [...wanted.map(b => b.textContent), run.id, !!run.bytes].join();
     if (buttons.dataset.text !== text) {
-      fill(buttons, ...wanted, run.bytes ? button("Compare", () => trigger("compare", {runs: [...runs.filter(r => r.bytes && partner(run).includes(r.id)), run].map(r => r.folder)})) : null);
+      fill(buttons, ...wanted, run.bytes ? button("Compare", () => trigger("compare", {runs: [...runs.filter(r => r.bytes && partner(run).includes(r.id)), run].map(r => r.folder)})) : null,
+        run.bytes ? button("Inspect", () => trigger("inspect", {adapter: run.folder}), "Its layers, metadata and recipe, on the Tools tab") : null);
       buttons.dataset.text = text;
     }
     logText.textContent = run.log || "Nothing in it.";

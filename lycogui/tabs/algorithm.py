@@ -102,14 +102,14 @@ def uses(algo: str) -> dict[str, dict[str, Any]]:
     """
     entry = algorithms.catalogue()[algo]
     unused = f"Not used: {entry.label} has none."
-    helps: dict[str, str | None] = {path: LEAVES[path].knob.help for path in (
+    helps = {path: LEAVES[path].knob.help for path in (
         "network.dim", "network.alpha", "network.conv_dim", "network.conv_alpha")}
     if not entry.has_dim:
         helps["network.dim"] = unused
         helps["network.conv_dim"] = "0 leaves out the convolutions larger than 1x1."
     elif not entry.scaled:
         helps["network.dim"] = "Size of its blocks, at most."
-    helps["network.alpha"] = None if entry.scaled else unused
+    helps["network.alpha"] = "" if entry.scaled else unused
     if not entry.scaled:
         helps["network.conv_alpha"] = unused
     found: dict[str, dict[str, Any]] = {

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from lycogui.guard import shown
-from lycogui.page import Page, on
+from lycogui.page import Page, on, with_weights
 from lycogui.parts import mount
-from lycogui.workspace import Workspace, run_id, stamp_name
+from lycogui.workspace import Workspace, new_folder, run_id
 from lycoris import config, durable, plan
 from lycoris.config import Config
 from lycoris.contestants import BASE, Contestant, parse, unique
@@ -83,7 +81,8 @@ def connect(page: Page) -> None:
     on(page["paint"].click, paint, inputs=form.inputs | page["asked"],
        outputs=page["painted"]).success(
         None, inputs=page["painted"], js="id => { lyco.showComparison(id); return []; }")
-    on(page["monitor"].compare, from_run, inputs=prompts, outputs=[picked, weights, page.tabs])
+    for part in (page["monitor"], page["tool view"]):
+        on(part.compare, from_run, inputs=prompts, outputs=[picked, weights, page.tabs])
     on(page["compare tab"].select, look, inputs=picked, outputs=picked)
     # What the user does only: a change comes from an empty page that is still loading as well.
     gr.on([*(part.input for part in asked), weights.blur, prompts.blur], keep, inputs=asked,
@@ -92,14 +91,8 @@ def connect(page: Page) -> None:
 
 
 def choices(workspace: Workspace, chosen: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """(label, contestant): base, every run that has an adapter, and what is chosen already.
-
-    A run is its folder, so that one of another folder is found as well, whatever its name.
-    """
-    runs = [run for run in workspace.jobs.runs() if run.adapter_file.is_file()]
-    times = Counter(run.name for run in runs)
-    found = [(BASE, BASE)] + [(run.name if times[run.name] == 1 else
-                               f"{run.name} in {run.path.parent}", str(run.path)) for run in runs]
+    """(label, contestant): base, every known adapter, and what is chosen already."""
+    found = [(BASE, BASE), *workspace.adapters()]
     known = {value for _, value in found}
     return found + [(each, each) for each in chosen if each not in known]
 
@@ -126,17 +119,6 @@ def _is_there(name: str, workspace: Workspace) -> bool:
         return False
 
 
-def with_weights(names: list[str], weights: str) -> list[str]:
-    """The contestants as the command line writes them: name or name:weight."""
-    given = [text.strip() for text in (weights or "").replace(";", ",").split(",")]
-    given = [text for text in given if text]
-    if given and len(given) != len(names):
-        raise ConfigError({"": f"there are {len(names)} contestants and {len(given)} weights; give "
-                               "one weight for each, or none"})
-    return [name if not given or name == BASE else f"{name}:{given[i]}"
-            for i, name in enumerate(names)]
-
-
 def start(workspace: Workspace, run: Config, prompts: tuple[str, ...], names: list[str]) -> str:
     """Check everything, make the comparison's folder and start painting; returns its id."""
     takers = unique([parse(name, workspace.runs_folder) for name in names])
@@ -147,7 +129,7 @@ def start(workspace: Workspace, run: Config, prompts: tuple[str, ...], names: li
     made = config.build({**config.to_dict(run), "sample.prompts": prompts})
     plan.check_names(made)
     plan.check_sides(made, workspace.family(made))
-    folder = _folder(workspace.comparisons_folder)
+    folder = new_folder(workspace.comparisons_folder)
     settings = durable.write_text(folder / "settings.toml", config.dump(made))
     sample = made.sample
     durable.write_text(folder / "request.json", json.dumps({
@@ -163,14 +145,3 @@ def start(workspace: Workspace, run: Config, prompts: tuple[str, ...], names: li
 
 def _argument(taker: Contestant) -> str:
     return BASE if taker.path is None else f"{taker.path}:{taker.weight:g}"
-
-
-def _folder(parent: Path) -> Path:
-    """A new folder named after the time."""
-    name, number = stamp_name(), 1
-    while True:
-        try:
-            return durable.make_folder(parent / (name if number == 1 else f"{name}-{number}"),
-                                       new=True)
-        except FileExistsError:
-            number += 1

@@ -37,8 +37,8 @@ def build(page: Page) -> None:
                 with gr.Accordion(title, open=False):
                     form.place(section)
         with gr.Column(scale=4):
-            page["monitor"] = mount("monitor", "<div class='monitor-root'></div>", ("compare",),
-                                    elem_id="monitor")
+            page["monitor"] = mount("monitor", "<div class='monitor-root'></div>",
+                                    ("compare", "inspect"), elem_id="monitor")
 
 
 def connect(page: Page) -> None:
@@ -61,7 +61,7 @@ def connect(page: Page) -> None:
     def train(values: dict[Any, Any]) -> Any:
         run = form.read(values)
         workspace.remember(run)
-        name = enqueue(workspace, plan.with_free_name(run) if not run.output.name else run)
+        name = workspace.enqueue(plan.with_free_name(run) if not run.output.name else run)
         tell(f"{name} is in the queue.")
         return next_name(run)
 
@@ -89,13 +89,6 @@ def problems_card(found: dict[str, str]) -> str:
     return f"<div class='card warn' role='alert'><b>It cannot start like this</b>{listed}</div>"
 
 
-def enqueue(workspace: Workspace, run: Config, **notes: Any) -> str:
-    """A new run folder, waiting to be started; returns its name."""
-    folder = plan.create(plan.make(run), **notes)
-    workspace.jobs.enqueue(workspace.jobs.run(folder.path))
-    return folder.name
-
-
 def enqueue_pair(workspace: Workspace, run: Config) -> tuple[str, str]:
     """The same run with LoRA and with LoHa at the size of the one on screen."""
     family = workspace.family(run)
@@ -107,7 +100,7 @@ def enqueue_pair(workspace: Workspace, run: Config) -> tuple[str, str]:
         sides.append(plan.with_free_name(bare, f"{stem}-{algo}" if run.output.name else ""))
     names = [side.output.name for side in sides]
     for place, side in enumerate(sides):
-        enqueue(workspace, side, pair={"side": "ab"[place], "with": names[1 - place]})
+        workspace.enqueue(side, pair={"side": "ab"[place], "with": names[1 - place]})
     return names[0], names[1]
 
 

@@ -1,0 +1,144 @@
+"""From what stands on the Tools tab to a job of its own, and from a recipe back to settings."""
+
+from __future__ import annotations
+
+import html
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lycogui import toolviews
+from lycogui.page import with_weights
+from lycogui.toolbox import Merge, Task, place_for
+from lycogui.workspace import Workspace, new_folder, run_id
+from lycoris import config, contestants, durable, plan
+from lycoris.config import LEAVES, Config
+from lycoris.contestants import BASE
+from lycoris.errors import AdapterError, ConfigError, LycorisError
+
+
+def task_of(workspace: Workspace, given: Mapping[str, Any]) -> Task:
+    """What the chosen tool works on, of the fields `tool`, `adapter`, `adapters`, `weights` and
+    `tuned`; an error for an adapter that is none."""
+    tool, base = given["tool"], usable_base(workspace)
+    if tool == "extract":
+        return Task(base=base, tuned=_tuned(given["tuned"]))
+    field = "adapters" if tool == "merge" else "adapter"
+    if tool == "merge":
+        names = with_weights(given["adapters"] or [], given["weights"])
+    else:
+        names = [given["adapter"]] if given["adapter"] else []
+    takers = [contestants.parse(name, workspace.runs_folder) for name in names]
+    if any(taker.path is None for taker in takers):
+        raise ConfigError({field: f"{BASE} is the base model itself; choose an adapter"})
+    found = tuple(taker for taker in takers if taker.path is not None)
+    return Task(found, tuple(facts(workspace, taker.path) for taker in found if taker.path), base)
+
+
+def facts(workspace: Workspace, adapter: Path) -> Mapping[str, Any]:
+    return workspace.facts(adapter, workspace.config)
+
+
+def usable_base(workspace: Workspace) -> Path | None:
+    """The base model in the header; None where it cannot be used."""
+    try:
+        return workspace.family(workspace.config).base
+    except LycorisError:
+        return None
+
+
+def prepare(workspace: Workspace, settings: Any, task: Task) -> tuple[list[str], Path | None]:
+    """(command line, where it writes); ConfigError or AdapterError for what cannot be."""
+    out = place_for(settings, task, workspace.adapters_folder, workspace.models_folder)
+    words = settings.words(task)
+    return [*words, "--out", str(out.resolve())] if out else words, out
+
+
+def free_place(workspace: Workspace, settings: Any, task: Task) -> Path | None:
+    """Where it would write under a name of its own."""
+    if hasattr(settings, "out"):
+        settings = replace(settings, out="")
+    return place_for(settings, task, workspace.adapters_folder, workspace.models_folder)
+
+
+def start(workspace: Workspace, settings: Any, task: Task) -> str:
+    """A job for a tool, in a folder of its own; returns its id."""
+    words, out = prepare(workspace, settings, task)
+    if out is not None:
+        durable.make_folder(out.parent)
+    sources = [adapter.path for adapter in task.adapters if adapter.path]
+    what = " and ".join(task.names) or (task.tuned.name if task.tuned else "")
+    folder = new_folder(workspace.tools_folder)
+    durable.write_text(folder / "request.json", json.dumps({
+        "tool": type(settings).title.lower(), "action": settings.action(task),
+        "title": f"{settings.action(task)}: {what}", "at": time.time(),
+        "sources": [str(path.parent if path.parent.name == path.stem else path)
+                    for path in sources],
+        "before": sum(path.stat().st_size for path in sources) or None,
+        "base": str(task.base) if task.base else "",
+        "whole": isinstance(settings, Merge) and settings.is_folder,
+        "words": words}, ensure_ascii=False))
+    workspace.jobs.launch(folder, [*words, "--follow", str(folder)])
+    return run_id(folder)
+
+
+def from_recipe(workspace: Workspace, job: str) -> Config:
+    """The settings of an inspected adapter, but for where this machine keeps its runs."""
+    found = toolviews.result_of(toolviews.find(workspace, job))
+    run = toolviews.recipe_of(found)
+    if run is None:
+        raise AdapterError("This file does not say how it was trained.",
+                           "Only adapters trained with lycogui carry their settings.")
+    return replace(run, output=replace(run.output, folder=workspace.config.output.folder))
+
+
+def for_form(run: Config) -> tuple[Config, str]:
+    """A recipe as the form takes it, and what to say of it: a name that is taken is left out, paths
+    that do not exist here stay as they are."""
+    said = f"{len(LEAVES) - 1} settings are in the form."
+    name = run.output.name
+    if name and plan.with_free_name(run).output.name != name:
+        said += f" There is a run called {name} already, so the name is left empty."
+        run = replace(run, output=replace(run.output, name=""))
+    for path, named in toolviews.missing(run).items():
+        said += f" {LEAVES[path].label} {named} does not exist here."
+    return run, said
+
+
+def told(task: Task) -> str:
+    """A line on each adapter; escaped."""
+    lines = []
+    for adapter, fact in zip(task.adapters, task.facts, strict=True):
+        text = (f"<b>{html.escape(adapter.name)}</b>: {html.escape(fact['summary'])}, in "
+                f"{fact['layers']} layers, {fact['bytes'] / 2**20:.2f} MiB, "
+                f"{html.escape(fact['dialect'])} names.")
+        lines.append(note(text, escaped=True))
+        if not fact["fits"] and fact["match"]:
+            said = fact["match"].rstrip(".")
+            lines.append(note(f"{said[:1].upper()}{said[1:]}.", "warn"))
+    if task.tuned is not None and task.base is not None:
+        lines.append(note(f"Against the base {task.base.name}."))
+    return "".join(lines)
+
+
+def note(text: str, look: str = "", *, escaped: bool = False) -> str:
+    return f"<p class='note {look}'>{text if escaped else html.escape(text)}</p>"
+
+
+def with_chosen(known: Sequence[tuple[str, str]],
+                chosen: Sequence[str]) -> list[tuple[str, str]]:
+    """The choices of a dropdown, with what is chosen and is none of them."""
+    values = {value for _, value in known}
+    return [*known, *((each, each) for each in chosen if each not in values)]
+
+
+def _tuned(text: str | None) -> Path | None:
+    if not (text or "").strip():
+        return None
+    path = config.find(str(text).strip())
+    if not path.is_dir():
+        raise ConfigError({"tuned": f"there is no folder {path}"})
+    return path
