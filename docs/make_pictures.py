@@ -60,6 +60,12 @@ def photograph(url: str, browser: Any) -> None:
     save(light, "compare")
     light.get_by_role("tab", name="Wipe").click()
     save(light, "compare-wipe")
+    tab(light, "Tools")
+    tool(light, "Inspect")
+    save(light, "tools")
+    light.locator("#tool").get_by_label("Resize", exact=True).check(force=True)
+    tool(light, "Resize")
+    save(light, "tools-resize")
 
 
 def start(folder: Path) -> tuple[str, subprocess.Popen[bytes]]:
@@ -85,6 +91,17 @@ def visit(url: str, browser: Any, scheme: str) -> Any:
 
 def tab(page: Any, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).first.click()
+
+
+def tool(page: Any, name: str) -> None:
+    """Press the tool's button, wait for what it finds, and point at a bar."""
+    page.wait_for_timeout(1500)
+    page.locator("#tool-go").click()
+    page.wait_for_selector(f".tools-root .pane[data-tool={name.lower()}][data-state=done]",
+                           timeout=300_000)
+    page.locator("canvas.bars").focus()
+    for _ in range(30):
+        page.keyboard.press("ArrowRight")
 
 
 def save(page: Any, name: str) -> None:

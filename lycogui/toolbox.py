@@ -114,9 +114,9 @@ class Resize:
 @dataclass(frozen=True)
 class Convert:
     title: ClassVar[str] = "Convert"
-    dialect: Annotated[str, Knob("How the tensors are named; another than now needs the base.",
+    dialect: Annotated[str, Knob("What the tensors are called; other keys need the base.",
                                  choices=("keep", "kohya", "lycoris", "diffusers", "peft"),
-                                 label="Names")] = "keep"
+                                 label="Keys")] = "keep"
     algo: Annotated[str, Knob("For programs that do not know the algorithm.",
                               choices=("keep", "lora", "full"), label="Algorithm")] = "keep"
     rule: Annotated[str, Knob("How much of each layer becomes LoRA.",
@@ -132,8 +132,8 @@ class Convert:
 
     def action(self, task: Task) -> str:
         algo = {"lora": " to LoRA", "full": " to Full"}.get(self.algo, "")
-        names = "" if self.dialect == "keep" else f" to {self.dialect} names"
-        return "Convert" + " and".join(part for part in (algo, names) if part)
+        keys = "" if self.dialect == "keep" else f" to {self.dialect} keys"
+        return "Convert" + " and".join(part for part in (algo, keys) if part)
 
     def name(self, task: Task) -> str:
         parts = [part for part in (self.algo, self.dialect) if part != "keep"]
@@ -145,7 +145,7 @@ class Convert:
 
     def words(self, task: Task) -> list[str]:
         if (self.dialect, self.algo, self.dtype) == ("keep", "keep", "keep"):
-            raise ConfigError({"dialect": "nothing would change; choose other names, another "
+            raise ConfigError({"dialect": "nothing would change; choose other keys, another "
                                           "algorithm or another precision"})
         base = task.fitting_base if self.dialect == "keep" else task.needed_base()
         dim = self.dim or (task.dim or 16 if self.rule == "dim" else None)

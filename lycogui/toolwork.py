@@ -114,11 +114,12 @@ def told(task: Task) -> str:
     for adapter, fact in zip(task.adapters, task.facts, strict=True):
         text = (f"<b>{html.escape(adapter.name)}</b>: {html.escape(fact['summary'])}, in "
                 f"{fact['layers']} layers, {fact['bytes'] / 2**20:.2f} MiB, "
-                f"{html.escape(fact['dialect'])} names.")
+                f"{html.escape(fact['dialect'])} keys.")
         lines.append(note(text, escaped=True))
         if not fact["fits"] and fact["match"]:
             said = fact["match"].rstrip(".")
-            lines.append(note(f"{said[:1].upper()}{said[1:]}.", "warn"))
+            lines.append(note(f"{adapter.name} {said}." if fact["fits"] is False else f"{said}.",
+                              "warn"))
     if task.tuned is not None and task.base is not None:
         lines.append(note(f"Against the base {task.base.name}."))
     return "".join(lines)

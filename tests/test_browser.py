@@ -63,6 +63,29 @@ def test_a_number_may_lie_beyond_its_slider(app: App, page: Any) -> None:
     assert page.locator("[id='network.dim'] input").input_value() == "8"
 
 
+def test_what_an_algorithm_lacks_is_off_and_what_is_impossible_has_a_way_out(
+        app: App, page: Any) -> None:
+    tab(page, "Algorithm")
+    page.wait_for_selector(".plan .v")
+    boft = page.locator("table.sizes tr", has=page.get_by_role("cell", name="BOFT", exact=True))
+    assert "set dim to 14 or more" in boft.inner_text()
+    page.get_by_label("BOFT", exact=True).check()
+    page.get_by_role("button", name="Set dim to 14").click()
+    page.wait_for_function("document.querySelector('table.sizes tr.on td').innerText === 'BOFT'")
+    page.wait_for_selector(".plan .v")
+    assert page.locator("[id='network.dim'] input").input_value() == "14"
+    assert page.locator("[id='network.alpha'] input").is_disabled()
+    assert page.get_by_label("Alpha, slider").is_disabled()
+    page.get_by_label("Full", exact=True).check()
+    page.locator("[id='network.dim']").get_by_text("Not used: Full has none.").wait_for()
+    assert page.get_by_label("Dim, slider").is_disabled()
+    page.get_by_label("LoRA", exact=True).check()
+    page.get_by_text("Not used:").first.wait_for(state="detached")
+    assert page.get_by_label("Dim, slider").is_enabled()
+    fill(page, "network.dim", "8")
+    settled(app, "dim", "8")
+
+
 def test_a_wrong_setting_is_marked_and_explained(app: App, page: Any) -> None:
     tab(page, "Train")
     fill(page, "train.steps", "0")

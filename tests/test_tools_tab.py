@@ -96,9 +96,9 @@ def test_what_is_no_adapter_is_said(workspace: Workspace, trained: Path) -> None
     (Resize(rule="sv_ratio", dim=8), "Resize by singular values above 1/20 of the largest",
      {"value": 20.0, "dim": 8}),
     (Convert(algo="lora"), "Convert to LoRA", {"algo": "lora", "rule": "lossless", "dim": None}),
-    (Convert(dialect="peft"), "Convert to peft names", {"dialect": "peft", "algo": "keep"}),
+    (Convert(dialect="peft"), "Convert to peft keys", {"dialect": "peft", "algo": "keep"}),
     (Convert(algo="lora", rule="dim", dialect="diffusers"), "Convert to LoRA and to diffusers "
-     "names", {"algo": "lora", "rule": "dim", "dim": 4, "dialect": "diffusers"}),
+     "keys", {"algo": "lora", "rule": "dim", "dim": 4, "dialect": "diffusers"}),
     (Convert(algo="full"), "Convert to Full", {"algo": "full"}),
 ])
 def test_settings_become_the_command_that_the_engine_knows(

@@ -73,7 +73,7 @@ lyco.Bars = class {
       const next = this.rows[i + 1];
       if (next && next.group === row.group) return;
       const left = box.left + start * wide, right = box.left + (i + 1) * wide;
-      const fits = [row.group, row.group.replace(/^UNet /, "")].find(text => g.measureText(text).width + 8 < right - left);
+      const fits = [row.group, row.group.replace(/^UNet /, "").replace("text encoder", "TE")].find(text => g.measureText(text).width + 8 < right - left);
       if (fits) g.fillText(fits, (left + right) / 2, H - 6);
       if (next) { g.globalAlpha = .5; g.beginPath(); g.moveTo(Math.round(right) + .5, box.top); g.lineTo(Math.round(right) + .5, H - 4); g.stroke(); g.globalAlpha = 1; }
       start = i + 1;

@@ -4,7 +4,7 @@ lyco.parts.tools = ({element, props, trigger, watch}) => {
   const EMPTY = {
     inspect: ["Nothing inspected yet", "Choose an adapter on the left: a run of yours, or any .safetensors file from elsewhere."],
     resize: ["Nothing resized yet", "A LoRA of half the dim is half the size. The error says how much of every layer is lost with it."],
-    convert: ["Nothing converted yet", "For a program that does not know the algorithm, convert to LoRA; for one with other names, to its names."],
+    convert: ["Nothing converted yet", "For a program that does not know the algorithm, convert to LoRA; for one that reads other keys, to its keys."],
     merge: ["Nothing merged yet", "Into the base: a model that paints so without any adapter. Into one adapter: several at once, each with its weight."],
     extract: ["Nothing extracted yet", "The base model is the one in the header; the tuned model is a folder of the same kind that was trained on."]};
   const WORDS = {new: "", starting: "starting", running: "running", done: "done", stopped: "cancelled", failed: "failed", crashed: "ended unexpectedly"};
@@ -71,7 +71,7 @@ lyco.parts.tools = ({element, props, trigger, watch}) => {
     const facts = [
       ["Algorithm", result.summary], ["Alpha", alphas.length > 1 ? `${alphas[0]} to ${alphas.at(-1)}` : alphas.join()], ["Factor", args.factor], ["Layers", lyco.count(result.layers)], ["Parameters", lyco.count(result.parameters)],
       ["File", h("span", {}, mib(result.bytes), h("small", {}, ` ${lyco.count(result.bytes)} bytes`))],
-      ["Precision", (result.dtypes || []).map(name => ({F16: "fp16", BF16: "bf16", F32: "fp32"}[name] || name)).join(", ")], ["Names", result.dialect],
+      ["Precision", (result.dtypes || []).map(name => ({F16: "fp16", BF16: "bf16", F32: "fp32"}[name] || name)).join(", ")], ["Keys", result.dialect],
       ["Norm of all layers", number(result.total_norm)], ["Trained on", meta.ss_sd_model_name || meta["modelspec.architecture"]],
       ["Steps", meta.ss_steps && lyco.count(+meta.ss_steps)], ["Learning rate", meta.ss_learning_rate], ["Pictures", meta.ss_num_train_images],
       ["Trigger words", (result.trigger || []).join(", ")], ["Date", (meta["modelspec.date"] || "").replace("T", " ")], ["Author", meta["modelspec.author"]],
@@ -82,7 +82,7 @@ lyco.parts.tools = ({element, props, trigger, watch}) => {
       head(name, result.file, "",
         recipe && button("Load into the form", () => trigger("recipe", {id: data.id}), "Writes every setting of its training into the form"),
         recipe && button("Train again with these settings", () => trigger("again", {id: data.id}), "A new run with exactly these settings"),
-        button("Compare with the base", () => trigger("compare", {runs: data.sources}))),
+        match?.matched ? button("Compare with the base", () => trigger("compare", {runs: data.sources})) : null),
       match && !match.whole ? h("p.note.warn", {}, `${match.text[0].toUpperCase()}${match.text.slice(1).replace(/\.$/, "")}.`) : null,
       off ? h("p.note.warn", {}, `${off} tensors are not read, the first is ${Object.keys(result.left_out)[0]}.`) : null,
       result.needs_base?.length ? h("p.note.warn", {}, `The strength of ${lyco.count(result.needs_base.length)} layers depends on the base they were trained on: choose it in the header and inspect again.`) : null,
@@ -116,7 +116,7 @@ lyco.parts.tools = ({element, props, trigger, watch}) => {
         button("Copy its path", async () => { await navigator.clipboard.writeText(result.out); lyco.toast("Copied."); }, result.out)),
       gone ? h("p.note.warn", {}, `It is no longer at ${result.out}.`) : null,
       h("div.plan.results", {}, before, size(result.bytes, whole ? "on disk," : data.before ? "now, exactly" : "exactly"), error,
-        whole ? figure(lyco.count(result.files.length), "files", "rewritten, the others as they were") : figure(lyco.count(result.parameters), "", `parameters, ${result.dtype}, ${result.dialect} names`)),
+        whole ? figure(lyco.count(result.files.length), "files", "rewritten, the others as they were") : figure(lyco.count(result.parameters), "", `parameters, ${result.dtype}, ${result.dialect} keys`)),
       ...(result.notes || []).map(text => h("p.note.warn", {}, text)),
       bars(result.layers, views.filter(v => result.layers.some(row => row[v.key] > 0) || v.key === "error"), "No layer changed."),
       whole ? folded(`Files rewritten (${result.files.length})`, [{name: "File"}], result.files.map(file => [h("span.mono", {}, file)])) : layers(result.layers, [{name: "Norm", write: row => number(row.norm)}, {name: "Error", write: row => percent(row.error)}]),

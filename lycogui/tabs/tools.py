@@ -40,11 +40,12 @@ ABOUT = {
     "convert": "The same adapter for another program.",
     "merge": "Adapters into the base model, or several into one.",
     "extract": "An adapter out of the difference between the base and a tuned model."}
-RULES = {"dim": "fixed dim", "first": "the first ranks, as of a DyLoRA",
-         "sv_fro": "share of the norm", "sv_cumulative": "share of the singular values",
-         "sv_ratio": "ratio to the largest singular value", "threshold": "threshold",
-         "lossless": "everything"}
-NAMES = {"keep": "as they are", "kohya": "kohya: A1111, Forge, ComfyUI",
+RULES = {"dim": "fixed dim", "first": "first ranks, as of a DyLoRA",
+         "sv_fro": "share of the norm (sv_fro)",
+         "sv_cumulative": "share of the singular values (sv_cumulative)",
+         "sv_ratio": "ratio to the largest (sv_ratio)", "threshold": "threshold",
+         "lossless": "everything (lossless)"}
+KEYS = {"keep": "as they are", "kohya": "kohya: A1111, Forge, ComfyUI",
          "lycoris": "LyCORIS wrapper", "diffusers": "diffusers", "peft": "PEFT, a folder"}
 KEEP = {"keep": "as it is"}
 ALGORITHMS = {"lora": "LoRA", "lokr": "LoKr", "full": "Full: the differences themselves", **KEEP}
@@ -60,7 +61,7 @@ DTYPE = Place("dtype", names=KEEP, info=False)
 MAIN = {
     "inspect": (),
     "resize": CUT,
-    "convert": (Place("dialect", names=NAMES), Place("algo", names=ALGORITHMS), *CUT),
+    "convert": (Place("dialect", names=KEYS), Place("algo", names=ALGORITHMS), *CUT),
     "merge": (Place("into", names=INTO), *CUT),
     "extract": (Place("algo", names=ALGORITHMS, info=False), *CUT)}
 BLOCKS = tuple(Place(name, "number", info=False) for name in toolbox.BLOCKS)
