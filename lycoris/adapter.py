@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .algorithms import Cost, Tensors, elements
+from .algorithms import TOUCH, Cost, Tensors, elements
 from .assignments import Assignment
-from .paths import TOUCH, Choice, choose
+from .paths import Choice, choose
 
 Operator = Callable[[Tensor, Tensor], Tensor]
 SCALAR, LENGTHS = "scalar", "dora_scale"  # the shell's tensors among the algorithm's

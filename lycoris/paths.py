@@ -8,11 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .algorithms import Cost, Layer
-
-# Reading and writing one number of a full-size temporary takes about as long as so many
-# multiply-adds of a large matrix product (benchmarks/step_cost.py).
-TOUCH = 40.0
+from .algorithms import TOUCH, Cost, Layer
 
 
 @dataclass(frozen=True)

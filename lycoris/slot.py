@@ -31,6 +31,9 @@ class Slot:
         self.is_norm = not isinstance(module, (nn.Linear, *CONVS))
         self.plain = not quantised.is_quantised(module)
         self.whole = getattr(module, "groups", 1) == 1
+        self.is_pointwise = isinstance(module, CONVS) and self.whole and all(
+            side == 1 for side in (*module.kernel_size, *module.stride)) and not any(
+            module._reversed_padding_repeated_twice)
 
     @classmethod
     def of(cls, module: nn.Module) -> Slot:
@@ -60,7 +63,10 @@ class Slot:
         if dense:
             y = self._dense(x, dense)
         elif around is None:
-            y = self._base(x)
+            if len(direct) == 1 and (y := self._thin(x, direct[0])) is not None:
+                direct = []
+            else:
+                y = self._base(x)
         else:
             y = self._around(x, around)
         ours = self.plain and not dense and around is None  # nobody else's result: written to
@@ -107,7 +113,29 @@ class Slot:
 
     def _op(self, x: Tensor, weight: Tensor) -> Tensor:
         """The layer's own operation with another weight, without bias."""
+        if self.is_pointwise:  # one product: as a convolution of few channels it is slow on a CPU
+            return (weight.flatten(1) @ x.flatten(2)).unflatten(2, x.shape[2:])
         return apply(self.module, x, weight, None)
+
+    def _thin(self, x: Tensor, adapter: Adapter) -> Tensor | None:
+        """A linear layer with one adapter of two thin factors, as one operation with a backward
+        pass of its own; None for anything else."""
+        module, algorithm = self.module, adapter.algorithm
+        if not (self.plain and isinstance(module, nn.Linear) and torch.is_grad_enabled()):
+            return None
+        if algorithm.timed or adapter.scalar is not None or torch.compiler.is_compiling():
+            return None
+        factors = algorithm.factors(adapter.seen(), adapter.layer, module.weight)
+        device = x.device.type
+        mixed = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if mixed else module.weight.dtype
+        if factors is None or not (mixed or dtype == adapter.dtype):
+            return None
+        up, down = (factor.to(dtype) for factor in factors)
+        bias = None if module.bias is None else module.bias.to(dtype)
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        y = _Thin.apply(rows, module.weight.to(dtype), bias, up, down, adapter.factor())
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def _cast(adapter: Adapter, x: Tensor) -> Tensor:
@@ -134,12 +162,14 @@ class Slot:
             return self._cast(adapter, y.clone() if bias is None else y - bias.to(y.dtype))
 
         inner = Inner(base, self._op, bias)
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(
+            x.device.type) else x.dtype
         if LENGTHS in p:
             y = inner.finished(self._stretched(x, adapter, p, base), adapter.layer)
         else:
             y = adapter.algorithm.through(p, self._cast(adapter, x), adapter.layer, inner,
                                           adapter.factor())
-        return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
+        return y.to(dtype)
 
     def _stretched(self, x: Tensor, adapter: Adapter, p: Tensors,
                    base: Callable[[Tensor], Tensor]) -> Tensor:
@@ -225,6 +255,28 @@ def apply(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
         return F.group_norm(x, module.num_groups, weight, bias, module.eps)
     assert isinstance(module, nn.LayerNorm), type(module)
     return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
+
+
+class _Thin(torch.autograd.Function):
+    """x W^T + b + factor x down^T up^T over rows: the thin products are added where the large ones
+    have been written, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, down: Tensor,
+                factor: float) -> Tensor:
+        hidden = x @ down.t()
+        ctx.factor = factor
+        ctx.save_for_backward(x, weight, up, down, hidden)
+        return F.linear(x, weight, bias).addmm_(hidden, up.t(), alpha=factor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, up, down, hidden = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        slope = (grad @ up).mul_(ctx.factor)
+        gx = (grad @ weight).addmm_(slope, down) if wants_x else None
+        return (gx, grad.t() @ x if wants_weight else None, grad.sum(0) if wants_bias else None,
+                (grad.t() @ hidden).mul_(ctx.factor), slope.t() @ x, None)
 
 
 class _Rebuilt(torch.autograd.Function):

@@ -16,7 +16,7 @@ FLOORS = {
     1: ("errors", "durable", "knobs", "config", "events", "runs"),
     2: ("registry", "streams", "tensorfile", "schedules", "objectives", "optimizers", "samplers",
         "devices", "algorithms", "families", "captioners", "presetfile", "presets",
-        "unetnames", "paths", "quantised", "lowrank", "progress"),
+        "unetnames", "paths", "products", "quantised", "lowrank", "progress"),
     3: ("data", "assignments", "sizes", "metadata", "thumbnail", "plan", "adapterfile",
         "adapter", "slot", "network", "checkpoint", "sampling", "contestants", "grid", "wrapper",
         "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance"),

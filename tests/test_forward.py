@@ -92,10 +92,12 @@ def test_the_cheaper_way_is_taken_and_says_why() -> None:
     assert not only.goes_aside and "the only way" in only.why
 
 
-def test_nothing_of_full_size_is_kept_for_the_backward_pass() -> None:
+def test_nothing_of_full_size_is_kept_for_the_backward_pass(
+        monkeypatch: pytest.MonkeyPatch) -> None:
     """Between forward and backward a dense adapter holds its input, not W + dW."""
     root = nn.Sequential(nn.Linear(96, 64))
     network = network_on(root, "loha").apply_to()
+    monkeypatch.setattr(Adapter, "goes_aside", lambda *_: False)
     kept: list[tuple[int, ...]] = []
 
     def note(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import knobs
 from ..errors import ConfigError
+from ..products import rank_mask
 from ..registry import discover, pick
 
 Shape = tuple[int, ...]
@@ -64,6 +64,11 @@ class Layer:
 @dataclass(frozen=True)
 class NoOptions:
     """An algorithm without settings of its own."""
+
+
+# Reading and writing one number of a full-size temporary takes about as long as so many
+# multiply-adds of a large matrix product (benchmarks/step_cost.py).
+TOUCH = 40.0
 
 
 @dataclass(frozen=True)
@@ -362,34 +367,3 @@ def factorization(dimension: int, factor: int = -1) -> tuple[int, int]:
             break
         small, large = larger, other
     return min(small, large), max(small, large)
-
-
-def rank_mask(tensor: Tensor, axis: int, share: float) -> Tensor:
-    """Zeros for a random share of the places on an axis and 1 / (1 - share) for the others."""
-    sides = [1] * tensor.ndim
-    sides[axis] = tensor.shape[axis]
-    return F.dropout(torch.ones(sides, device=tensor.device, dtype=tensor.dtype), share)
-
-
-def added(y: Tensor | None, change: Tensor, factor: float) -> Tensor:
-    """y + factor * change, into y where there is one."""
-    if y is None:
-        return change if factor == 1.0 else change * factor
-    return y.add_(change.to(y.dtype), alpha=factor)
-
-
-def pointwise(hidden: Tensor, weight: Tensor, factor: float, y: Tensor | None) -> Tensor:
-    """y + factor * (weight @ hidden) over the channels: of the last axis for a weight (o, r), of
-    axis 1 for a convolution's (o, r, 1, ..)."""
-    if weight.ndim == 2:
-        if y is None:
-            return added(None, F.linear(hidden, weight), factor)
-        rows = y.view(-1, weight.shape[0])  # LoKr's are parts of an output
-        hidden = hidden.reshape(-1, hidden.shape[-1])
-        if y.dtype == hidden.dtype:
-            rows.addmm_(hidden, weight.t().to(hidden.dtype), alpha=factor)
-        else:
-            added(rows, F.linear(hidden, weight), factor)
-        return y
-    change = weight.flatten(1) @ hidden.flatten(2)
-    return added(y, change.unflatten(2, hidden.shape[2:]), factor)

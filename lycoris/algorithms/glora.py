@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Algorithm, Cost, Inner, Layer, NoOptions, Shape, Tensors, pointwise
+from ..products import pointwise
+from . import Algorithm, Cost, Inner, Layer, NoOptions, Shape, Tensors
 
 
 class Glora(Algorithm):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..knobs import Knob
-from . import Algorithm, Cost, Layer, Operator, Shape, Tensors, pointwise
+from ..products import pointwise
+from . import Algorithm, Cost, Layer, Operator, Shape, Tensors
 
 
 @dataclass(frozen=True)

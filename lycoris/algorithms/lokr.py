@@ -17,18 +17,8 @@ import torch
 from torch import Tensor
 
 from ..knobs import Knob
-from . import (
-    Algorithm,
-    Cost,
-    Layer,
-    Operator,
-    Shape,
-    Tensors,
-    added,
-    elements,
-    factorization,
-    pointwise,
-)
+from ..products import added, pointwise
+from . import TOUCH, Algorithm, Cost, Layer, Operator, Shape, Tensors, elements, factorization
 
 
 @dataclass(frozen=True)
@@ -125,10 +115,14 @@ class Lokr(Algorithm):
         shapes = self.shapes(layer) if self.fixed is None else self.fixed
         (out_l, in_m) = shapes.get("w1") or (shapes["w1_a"][0], shapes["w1_b"][1])
         out_k, in_n = layer.out // out_l, layer.fan_in // in_m
-        large = 3.0 * in_m * in_n * out_k
-        if "w2_a" in shapes and "t2" not in shapes:
-            large = 3.0 * in_m * elements(shapes["w2_b"][:1]) * (in_n + out_k)
-        return Cost(large + 3.0 * out_k * in_m * out_l, 4.0 * layer.out * layer.fan_in)
+        if "w2_a" in shapes and "t2" not in shapes:  # w1 meets x between the two thin factors
+            r = shapes["w2_b"][0]
+            token = 3.0 * r * (layer.fan_in + layer.out + in_m * out_l) + TOUCH * r * (in_m + out_l)
+        elif layer.kind == "linear":
+            token = 3.0 * out_l * in_n * (out_k + in_m) + 1.5 * TOUCH * out_l * in_n
+        else:
+            token = 3.0 * in_m * out_k * (in_n + out_l)
+        return Cost(token, 4.0 * layer.out * layer.fan_in)
 
     def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
               y: Tensor | None) -> Tensor:
@@ -138,7 +132,8 @@ class Lokr(Algorithm):
             hidden, last = x.reshape(-1, in_m, x.shape[-1] // in_m), p.get("w2")
             if last is None:  # the blocks of x meet w1 where they are smallest
                 hidden, last = hidden @ p["w2_b"].t(), p["w2_a"]
-            hidden = w1.to(hidden.dtype) @ hidden
+            small = w1.to(hidden.dtype).expand(hidden.shape[0], *w1.shape)
+            hidden = torch.bmm(small, hidden)  # faster than a broadcast product of so many
             if y is None:
                 y = (hidden @ last.t().to(hidden.dtype)).view(*x.shape[:-1], layer.out)
                 return y if factor == 1.0 else y * factor

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..knobs import Knob
-from . import Algorithm, Cost, Layer, Operator, Shape, Tensors, pointwise, rank_mask
+from ..products import pointwise, rank_mask
+from . import Algorithm, Cost, Layer, Operator, Shape, Tensors
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Algorithm, Cost, Layer, NoOptions, Operator, Shape, Tensors, pointwise
+from ..products import pointwise
+from . import Algorithm, Cost, Layer, NoOptions, Operator, Shape, Tensors
 
 
 class Svdiff(Algorithm):

@@ -1,0 +1,56 @@
+"""Small products and sums that the algorithms share, made so that nothing is copied needlessly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rank_mask(tensor: Tensor, axis: int, share: float) -> Tensor:
+    """Zeros for a random share of the places on an axis and 1 / (1 - share) for the others."""
+    sides = [1] * tensor.ndim
+    sides[axis] = tensor.shape[axis]
+    return F.dropout(torch.ones(sides, device=tensor.device, dtype=tensor.dtype), share)
+
+
+def added(y: Tensor | None, change: Tensor, factor: float) -> Tensor:
+    """y + factor * change, into y where there is one."""
+    if y is None:
+        return change if factor == 1.0 else change * factor
+    return y.add_(change.to(y.dtype), alpha=factor)
+
+
+class _Added(torch.autograd.Function):
+    """y += factor * hidden @ weight^T, the rows being parts of y's where y is wider (LoKr): one
+    operation, where autograd would copy a changed view's base."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, hidden: Tensor, weight: Tensor, factor: float) -> Tensor:
+        y.view(-1, weight.shape[0]).addmm_(hidden, weight.t(), alpha=factor)
+        ctx.factor = factor
+        ctx.save_for_backward(hidden, weight)
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight = ctx.saved_tensors
+        rows = grad.reshape(-1, weight.shape[0])
+        return (grad, (rows @ weight).mul_(ctx.factor), (rows.t() @ hidden).mul_(ctx.factor), None)
+
+
+def pointwise(hidden: Tensor, weight: Tensor, factor: float, y: Tensor | None) -> Tensor:
+    """y + factor * (weight @ hidden) over the channels: of the last axis for a weight (o, r), of
+    axis 1 for a convolution's (o, r, 1, ..)."""
+    if weight.ndim == 2:
+        if y is None:
+            return added(None, F.linear(hidden, weight), factor)
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        if y.dtype == hidden.dtype and not torch.compiler.is_compiling():
+            return _Added.apply(y, hidden, weight.to(hidden.dtype), factor)
+        return added(y, F.linear(hidden, weight).view(y.shape), factor)
+    change = weight.flatten(1) @ hidden.flatten(2)
+    return added(y, change.unflatten(2, hidden.shape[2:]), factor)
