@@ -64,6 +64,9 @@ def photograph(url: str, browser: Any) -> None:
     tool(light, "Inspect")
     save(light, "tools")
     light.locator("#tool").get_by_label("Resize", exact=True).check(force=True)
+    light.locator("#tool-adapter input").click()
+    light.get_by_role("option", name="zorb-lora", exact=True).click()
+    light.locator("#tool-facts").click()
     tool(light, "Resize")
     save(light, "tools-resize")
 

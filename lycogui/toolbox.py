@@ -77,7 +77,8 @@ class Resize:
     title: ClassVar[str] = "Resize"
     rule: Annotated[str, Knob("What is kept of each layer.", choices=(*BY_SVD[:1], "first",
                                                                       *BY_SVD[1:]))] = "dim"
-    dim: Annotated[int | None, Knob("Empty: half of what it has.", 1, 4096, none="half")] = None
+    dim: Annotated[int | None, Knob("Empty: half of a LoRA's own; one as large as a LoHa.", 1, 4096,
+                                    none="half")] = None
     value: Annotated[float | None, Knob("", 0, 1_000_000, none="usual")] = None
     conv_dim: Annotated[int | None, Knob("Of convolutions larger than 1x1.", 1, 4096,
                                          none="same")] = None
@@ -90,9 +91,10 @@ class Resize:
         """The dim that an empty field stands for, where the rule needs one."""
         if self.dim is not None or self.rule in VALUES:
             return self.dim
-        kinds = {kind for fact in task.facts for kind in fact["algorithms"]}
-        thin = kinds <= {"lora", "dylora", "norm"}
-        return max(1, task.dim // 2 if thin else task.dim or 8)
+        kinds = {kind for fact in task.facts for kind in fact["algorithms"]} - {"norm"}
+        if kinds <= {"lora", "dylora"}:
+            return max(1, task.dim // 2)
+        return 2 * task.dim if kinds == {"loha"} else task.dim or 8
 
     def action(self, task: Task) -> str:
         dim = self.to_dim(task)
@@ -121,7 +123,7 @@ class Convert:
                               choices=("keep", "lora", "full"), label="Algorithm")] = "keep"
     rule: Annotated[str, Knob("How much of each layer becomes LoRA.",
                               choices=("lossless", *BY_SVD))] = "lossless"
-    dim: Annotated[int | None, Knob("", 1, 4096, none="as it is")] = None
+    dim: Annotated[int | None, Knob("Rank of the LoRA.", 1, 4096, none="as it is")] = None
     value: Annotated[float | None, Knob("", 0, 1_000_000, none="usual")] = None
     conv_dim: Annotated[int | None, Knob("Of convolutions larger than 1x1.", 1, 4096,
                                          none="same")] = None
@@ -209,7 +211,8 @@ class Extract:
     algo: Annotated[str, Knob("What the difference is written down as.",
                               choices=("lora", "lokr", "full"), label="Algorithm")] = "lora"
     rule: Annotated[str, Knob("How much of each layer is kept.", choices=BY_SVD)] = "dim"
-    dim: Annotated[int | None, Knob("", 1, 4096, none="16")] = None
+    dim: Annotated[int | None, Knob("LoKr: empty keeps its large block whole.", 1, 4096,
+                                    none="16")] = None
     value: Annotated[float | None, Knob("", 0, 1_000_000, none="usual")] = None
     conv_dim: Annotated[int | None, Knob("Of convolutions larger than 1x1; 0 leaves them out.", 0,
                                          4096, none="same")] = None

@@ -16,7 +16,7 @@ from lycoris.errors import ConfigError, RunError
 from lycoris.runs import RunFolder
 
 EARLIER = 12  # jobs listed beside the one on screen
-OURS = {"output.folder": "where this machine keeps its runs"}  # not part of a recipe
+OURS = ("output.folder",)  # where this machine keeps its runs: not part of a recipe
 
 
 def tool(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def tool(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     wanted = next((pair for pair in jobs if run_id(pair[0].path) == given.get("id")), None) or next(
         (pair for pair in jobs if pair[1]["tool"] == given.get("tool")), None)
     found: dict[str, Any] = {"id": "", "earlier": [
-        {**_short(workspace, job, asked)} for job, asked in jobs[:EARLIER]]}
+        _short(workspace, job, asked) for job, asked in jobs[:EARLIER]]}
     if wanted is None:
         return found
     job, asked = wanted

@@ -19,6 +19,9 @@ from lycoris.config import LEAVES, Config
 from lycoris.contestants import BASE
 from lycoris.errors import AdapterError, ConfigError, LycorisError
 
+RECENT = 12  # jobs looked through for one that does the same
+GOING = ("starting", "running")
+
 
 def task_of(workspace: Workspace, given: Mapping[str, Any]) -> Task:
     """What the chosen tool works on, of the fields `tool`, `adapter`, `adapters`, `weights` and
@@ -65,20 +68,24 @@ def free_place(workspace: Workspace, settings: Any, task: Task) -> Path | None:
 
 
 def start(workspace: Workspace, settings: Any, task: Task) -> str:
-    """A job for a tool, in a folder of its own; returns its id."""
+    """A job for a tool, in a folder of its own; returns its id. The same asked for twice, while it
+    is going on, is one job."""
     words, out = prepare(workspace, settings, task)
+    for job in workspace.tool_jobs(RECENT):
+        asked = toolviews.request_of(job)
+        if asked and asked.get("words") == words and workspace.jobs.state(job) in GOING:
+            return run_id(job.path)
     if out is not None:
         durable.make_folder(out.parent)
     sources = [adapter.path for adapter in task.adapters if adapter.path]
     what = " and ".join(task.names) or (task.tuned.name if task.tuned else "")
     folder = new_folder(workspace.tools_folder)
     durable.write_text(folder / "request.json", json.dumps({
-        "tool": type(settings).title.lower(), "action": settings.action(task),
-        "title": f"{settings.action(task)}: {what}", "at": time.time(),
+        "tool": type(settings).title.lower(), "title": f"{settings.action(task)}: {what}",
+        "at": time.time(),
         "sources": [str(path.parent if path.parent.name == path.stem else path)
                     for path in sources],
         "before": sum(path.stat().st_size for path in sources) or None,
-        "base": str(task.base) if task.base else "",
         "whole": isinstance(settings, Merge) and settings.is_folder,
         "words": words}, ensure_ascii=False))
     workspace.jobs.launch(folder, [*words, "--follow", str(folder)])

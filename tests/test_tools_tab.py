@@ -112,6 +112,18 @@ def test_settings_become_the_command_that_the_engine_knows(
     assert read["base"] and out is not None and str(out.resolve()) == read["out"]
 
 
+def test_the_dim_of_an_empty_field(workspace: Workspace, trained: Path) -> None:
+    made = task(workspace, "resize", trained)
+
+    def of(*kinds: str, dim: int) -> int | None:
+        return Resize().to_dim(replace(made, facts=({"algorithms": kinds, "dim": dim},)))
+
+    assert of("lora", "norm", dim=8) == 4 and of("lora", dim=1) == 1
+    assert of("loha", dim=4) == 8, "a LoRA of the same size"
+    assert of("lokr", dim=6) == 6 and of("ia3", dim=0) == 8
+    assert Resize(rule="sv_fro").to_dim(made) is None and Resize(dim=3).to_dim(made) == 3
+
+
 def test_merging(workspace: Workspace, trained: Path) -> None:
     other = adapter(workspace.adapters_folder / "b.safetensors", dim=2)
     made = task(workspace, "merge", trained, other, weights="1, 0.5")
@@ -199,7 +211,7 @@ def job(workspace: Workspace, name: str, tool: str = "inspect", **asked: Any) ->
     folder.mkdir(parents=True)
     (folder / "request.json").write_text(json.dumps({
         "tool": tool, "title": f"{tool} {name}", "at": 1.0, "sources": [], "before": None,
-        "whole": False, **asked}))
+        "whole": False, "words": [], **asked}))
     return workspace.jobs.run(folder)
 
 
@@ -313,6 +325,8 @@ def test_the_fields_of_a_rule() -> None:
 def test_a_job_runs_in_its_own_process(workspace: Workspace, trained: Path) -> None:
     """The real command: what it writes is what the page shows."""
     name = toolwork.start(workspace, Resize(), task(workspace, "resize", trained))
+    again = toolwork.start(workspace, Resize(), task(workspace, "resize", trained))
+    assert again == name, "a second press while it is going on"
     for _ in range(600):
         if (found := toolviews.tool(workspace, {"id": name}))["state"] in ("done", "failed"):
             break

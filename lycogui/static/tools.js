@@ -118,6 +118,7 @@ lyco.parts.tools = ({element, props, trigger, watch}) => {
       h("div.plan.results", {}, before, size(result.bytes, whole ? "on disk," : data.before ? "now, exactly" : "exactly"), error,
         whole ? figure(lyco.count(result.files.length), "files", "rewritten, the others as they were") : figure(lyco.count(result.parameters), "", `parameters, ${result.dtype}, ${result.dialect} keys`)),
       ...(result.notes || []).map(text => h("p.note.warn", {}, text)),
+      result.error > .3 ? h("p.note.warn", {}, `${percent(result.error)} of the change is lost: it will paint visibly differently. Raise dim, or keep a share of the norm.`) : null,
       bars(result.layers, views.filter(v => result.layers.some(row => row[v.key] > 0) || v.key === "error"), "No layer changed."),
       whole ? folded(`Files rewritten (${result.files.length})`, [{name: "File"}], result.files.map(file => [h("span.mono", {}, file)])) : layers(result.layers, [{name: "Norm", write: row => number(row.norm)}, {name: "Error", write: row => percent(row.error)}]),
       h("p.note.path", {title: result.out}, result.out)];

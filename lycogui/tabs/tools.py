@@ -134,12 +134,9 @@ def connect(page: Page) -> None:
                "weights": page["merge weights"], "tuned": page["tuned"]}
     inputs = {*sources.values(), *(w for panel in panels.values() for w in panel.widgets.values())}
     page["tools asked"] = inputs
-    connect_looks(page, sources, inputs)
-    connect_start(page, sources, inputs)
-    connect_results(page)
 
     def keep(values: dict[Any, Any]) -> None:
-        page.workspace.keep(KEPT, {name: values[part] for name, part in sources.items()} | {
+        page.workspace.keep(KEPT, given(sources, values) | {
             name: panel.raw(values) for name, panel in panels.items()})
 
     def recall() -> dict[Any, Any]:
@@ -156,11 +153,13 @@ def connect(page: Page) -> None:
                                        value=one or (known[0][1] if known else None)),
             page["adapters"]: gr.update(choices=with_chosen(known, several), value=several)}
 
-    page["recall tools"] = recall
+    page["recall tools"], page["keep tools"] = recall, keep
+    connect_looks(page, sources, inputs)
+    connect_start(page, sources, inputs)
+    connect_results(page)
     # What the user does only: a change comes from an empty page that is still loading as well.
-    gr.on([each for part in inputs if hasattr(part, "input") for each in (part.input,)], keep,
-          inputs=inputs, api_visibility="private", show_progress="hidden",
-          trigger_mode="always_last")
+    gr.on([part.input for part in inputs], keep, inputs=inputs, api_visibility="private",
+          show_progress="hidden", trigger_mode="always_last")
 
 
 def connect_looks(page: Page, sources: Mapping[str, Any], inputs: set[Any]) -> None:
@@ -191,6 +190,8 @@ def connect_looks(page: Page, sources: Mapping[str, Any], inputs: set[Any]) -> N
             action = settings.action(task) if ready else settings.title
             if ready and (out := free_place(workspace, settings, task)):
                 found[panels[name].widgets["out"]] = gr.update(placeholder=out.name)
+            if ready and name == "resize" and (dim := settings.to_dim(task)):
+                found[panels[name].widgets["dim"]]["placeholder"] = str(dim)
         except LycorisError:
             action = TOOLS[name].title
         return found | {page["tool facts"]: said, page["tool go"]: gr.update(value=action)}
@@ -241,6 +242,7 @@ def connect_start(page: Page, sources: Mapping[str, Any], inputs: set[Any]) -> N
     @shown
     def go(values: dict[Any, Any]) -> dict[str, str]:
         name = values[tool]
+        page["keep tools"](values)  # an adapter that a button brought was no input
         task = task_of(workspace, given(sources, values))
         return {"tool": name, "id": start(workspace, panels[name].read(values), task)}
 
