@@ -116,6 +116,7 @@ class Assigner:
         self.norm: Algorithm | None = (
             algorithms.all_entries()["norm"]() if network.train_norm else None)
         self._made: dict[tuple[int, bool], Algorithm | None] = {}
+        self._said: dict[tuple, Rule] = {}  # kept, since _made knows rules by their identity
 
     def rule(self, layer: Layer) -> Rule:
         """The first rule that matches, else what the preset says, else none."""
@@ -132,12 +133,11 @@ class Assigner:
         algo = str(said.get("algo") or self.network.algo)
         own = knobs.leaves(pick(algorithms.catalogue(), algo, "network.preset").Options)
         key = (algo, *sorted((str(k), repr(v)) for k, v in said.items()))
-        known = self.__dict__.setdefault("_preset_rules", {})
-        if key not in known:
-            known[key] = Rule(
+        if key not in self._said:
+            self._said[key] = Rule(
                 algo=said.get("algo"), dim=said.get("dim"), alpha=said.get("alpha"),
                 options={name: value for name, value in said.items() if name in own})
-        return known[key]
+        return self._said[key]
 
     def algorithm(self, layer: Layer, rule: Rule) -> Algorithm | None:
         """None for a layer that is left alone."""
