@@ -60,6 +60,13 @@ def make_base(folder: Path, *, cross: int = 16, prediction: str = "epsilon") -> 
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first: a core that gets one last would keep all others waiting."""
+    long = {item.path for item in items
+            if item.get_closest_marker("slow") or item.get_closest_marker("browser")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("base") / "small")
