@@ -19,13 +19,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import config, durable, events, runs, tools
+from . import config, durable, estimate, events, runs, tools
 from .arguments import parse
 from .config import Config
 from .errors import ConfigError, LycorisError, RunError
 from .follow import BEGAN, Followed, Signals, bug, failed, own_log
 from .runs import RunFolder
-from .terminal import Terminal, mebibytes, table
+from .terminal import Terminal
 
 RESUMABLE = ("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.device",
              "train.precision", "train.gradient_checkpointing", "model.dtype", "optimizer.lr",
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
-    target, settings = _target(options)
+    target, settings = config.target(options.settings)
     if target and target.is_dir():
         folder = runs.open_run(target.resolve())
         with folder.locked():
@@ -106,7 +106,7 @@ def sample(options: argparse.Namespace, terminal: Terminal, signals: Signals) ->
     from . import contestants
     from . import sample as verb
 
-    run = _settings(options)
+    run = config.settings(options.settings)
     where = Path(options.out or Path(run.output.folder) / "pictures" / _stamp())
     taker = contestants.parse(options.adapter, Path(run.output.folder))
     written = verb.run(run, taker, where, terminal.event, signals.asked)
@@ -115,7 +115,7 @@ def sample(options: argparse.Namespace, terminal: Terminal, signals: Signals) ->
 
 
 def compare(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
-    run = _settings(options)
+    run = config.settings(options.settings)
     where = Path(options.out or Path(run.output.folder) / "comparisons" / _stamp())
     names = options.adapter or ["base"]
     return compare_in(run, names, where, terminal, signals)
@@ -139,7 +139,7 @@ def caption(options: argparse.Namespace, terminal: Terminal, signals: Signals) -
     from . import caption as verb
     from .data import captions, folder
 
-    run = _settings(options)
+    run = config.settings(options.settings)
     dataset = folder.scan(config.find(run.dataset.folder))
     if options.captioner:
         pairs = dict(text.partition("=")[::2] for text in options.option)
@@ -163,7 +163,7 @@ def dataset(options: argparse.Namespace, terminal: Terminal, signals: Signals) -
     from . import families
     from .data import folder
 
-    run = _settings(options)
+    run = config.settings(options.settings)
     found = folder.scan(config.find(run.dataset.folder))
     family = families.open_base(config.find(run.model.base), run.model.family)
     counts = family.count_tokens([p.caption or "" for p in found.pictures])
@@ -179,27 +179,6 @@ def dataset(options: argparse.Namespace, terminal: Terminal, signals: Signals) -
              f"{sum(bool((p.caption or '').strip()) for p in found.pictures)} with captions."]
     lines += [f"{kind}: {', '.join(names)}" for kind, names in problems.items()]
     terminal.document(data, "\n".join(lines))
-    return 0
-
-
-def estimate(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
-    from . import plan
-
-    made = plan.make(_settings(options), need_dataset=False)
-    data = made.summary()
-    parts = ", ".join(f"{part} {group['parameters']:,} in {group['layers']} layers"
-                      for part, group in made.sizes.parts.items())
-    rows = [("Algorithm", f"{data['algo']} on {made.family.base.name}"),
-            ("Parameters", f"{data['parameters']:,} ({parts})"),
-            ("File", f"{data['file_bytes_with_metadata']:,} bytes "
-                     f"({mebibytes(data['file_bytes_with_metadata'])}), "
-                     f"{data['file_bytes']:,} without metadata"),
-            ("While training", f"{mebibytes(data['training_bytes'])} for weights, gradients and "
-                               "optimiser of the adapter"),
-            ("Steps", f"{data['steps']} ({data['epochs']:g} epochs of "
-                      f"{data['batches_per_epoch']} batches)")]
-    rows += [("Note", f"{w['text']} {w['fix']}") for w in data["warnings"]]
-    terminal.document(data, table(rows))
     return 0
 
 
@@ -252,35 +231,13 @@ def _resumed(folder: RunFolder, settings: Sequence[str]) -> Config:
     return run
 
 
-def _target(options: argparse.Namespace) -> tuple[Path | None, list[str]]:
-    """The first word if it is a file or folder, and the settings."""
-    words = list(options.settings)
-    if words and ("=" not in words[0] or Path(words[0]).exists()):
-        return Path(words[0]), words[1:]
-    return None, words
-
-
-def _settings(options: argparse.Namespace) -> Config:
-    """Settings of a verb that trains nothing: of a TOML file or of a run folder, and overrides.
-
-    A folder of pictures is taken as the dataset.
-    """
-    target, words = _target(options)
-    if target and target.is_dir():
-        own = target / "config.toml"
-        if own.is_file():
-            return config.load(own, words)
-        return config.load(None, [f"dataset.folder={target}", *words])
-    return config.load(target, words)
-
-
 def _stamp() -> str:
     return time.strftime("%Y%m%d-%H%M%S")
 
 
 VERBS: dict[str, Callable[[argparse.Namespace, Terminal, Signals], int]] = {
     "train": train, "sample": sample, "compare": compare, "caption": caption, "dataset": dataset,
-    "estimate": estimate, "demo": demo, "inspect": tools.inspect, "merge": tools.merge,
+    "estimate": estimate.run, "demo": demo, "inspect": tools.inspect, "merge": tools.merge,
     "extract": tools.extract, "resize": tools.resize, "convert": tools.convert}
 
 

@@ -52,7 +52,10 @@ def _parser(description: str) -> argparse.ArgumentParser:
     write.add_argument("--write", choices=("missing", "append", "replace"), default="missing")
     write.add_argument("--dry-run", action="store_true", help="show the changes, write nothing")
     verb("dataset", "What is in a folder of pictures, and what is wrong with it.", settings)
-    verb("estimate", "Exact parameters and bytes of an adapter, before training.", settings)
+    count = verb("estimate", "Exact parameters and bytes of an adapter, before training; or table, "
+                 "the guideline's sizes beside ours.", settings)
+    count.add_argument("--batch", metavar="FILE", help="answer a line of JSON, {path: value}, with "
+                       "a line; - for standard input")
     _tools(verb)
     story = verb("demo", "LoRA and LoHa on the embedded model, then both compared.", settings)
     story.add_argument("--out", help="folder for the runs and the comparison")

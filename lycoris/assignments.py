@@ -78,14 +78,18 @@ class Assignment:
             shapes.append(dora)
         return sum(map(elements, shapes)) + self.has_scalar
 
-    def file_shapes(self) -> dict[str, Shape]:
-        """{key: shape} of every tensor in the file."""
+    def suffix_shapes(self) -> dict[str, Shape]:
+        """{suffix: shape} of the layer's tensors in the file."""
         named = self.algorithm.file_shapes(self.shapes())
         if self.algorithm.file_alpha(self.layer) is not None:
             named["alpha"] = ()
         if (dora := self.dora_shape()) is not None:
             named["dora_scale"] = dora
-        return {f"{self.key}.{suffix}": shape for suffix, shape in named.items()}
+        return named
+
+    def file_shapes(self) -> dict[str, Shape]:
+        """{key: shape} of the layer's tensors in the file."""
+        return {f"{self.key}.{suffix}": shape for suffix, shape in self.suffix_shapes().items()}
 
 
 @dataclass(frozen=True)
@@ -117,11 +121,12 @@ class Assigner:
             algorithms.all_entries()["norm"]() if network.train_norm else None)
         self._made: dict[tuple[int, bool], Algorithm | None] = {}
         self._said: dict[tuple, Rule] = {}  # kept, since _made knows rules by their identity
+        self._decided: dict[tuple, tuple[Algorithm | None, str]] = {}
 
     def rule(self, layer: Layer) -> Rule:
         """The first rule that matches, else what the preset says, else none."""
-        full = f"{layer.part}.{layer.name}"
         for pattern, rule in self.rules:
+            full = f"{layer.part}.{layer.name}"
             if fnmatchcase(layer.name, pattern) or fnmatchcase(full, pattern):
                 return rule
         said = self.overrides.get((layer.part, layer.name))
@@ -148,6 +153,24 @@ class Assigner:
             self._made[key] = self._make(rule, layer.is_spatial)
         made = self._made[key]
         return made if made is not None and layer.kind in made.kinds else None
+
+    def decide(self, layer: Layer, rule: Rule) -> tuple[Algorithm | None, str]:
+        """(the layer's algorithm or None, why it is impossible there): once for all layers of a
+        shape."""
+        key = (id(rule), layer.kind, layer.shape)
+        found = self._decided.get(key)
+        if found is None:
+            algorithm = None if rule.exclude else self.algorithm(layer, rule)
+            found = self._decided[key] = algorithm, self._problem(algorithm, layer)
+        return found
+
+    def _problem(self, algorithm: Algorithm | None, layer: Layer) -> str:
+        if algorithm is None:
+            return ""
+        if algorithm.timed and self.extras.dora:
+            return (f"{algorithm.label} has another change at each timestep, so DoRA has no one "
+                    "weight to measure; turn DoRA off")
+        return algorithm.problem(layer)
 
     def _make(self, rule: Rule, spatial: bool) -> Algorithm | None:
         network = self.network
@@ -219,10 +242,10 @@ def assign(layers: Iterable[Layer], network: NetworkConfig, key: Callable[[Layer
     impossible: dict[str, int] = {}
     for layer in layers:
         rule = assigner.rule(layer)
-        algorithm = None if rule.exclude else assigner.algorithm(layer, rule)
+        algorithm, problem = assigner.decide(layer, rule)
         if algorithm is None:
             continue
-        if problem := _problem(algorithm, layer, assigner.extras):
+        if problem:
             impossible[problem] = impossible.get(problem, 0) + 1
             continue
         found.append(Assignment(layer, key(layer), algorithm, assigner.extras, rule.lr))
@@ -231,13 +254,6 @@ def assign(layers: Iterable[Layer], network: NetworkConfig, key: Callable[[Layer
         raise ConfigError({"network.dim": next(iter(impossible)) + (
             f"; and so for {more} more layers" if more > 0 else "")})
     return found
-
-
-def _problem(algorithm: Algorithm, layer: Layer, extras: Extras) -> str:
-    if algorithm.timed and extras.dora:
-        return (f"{algorithm.label} has another change at each timestep, so DoRA has no one weight "
-                "to measure; turn DoRA off")
-    return algorithm.problem(layer)
 
 
 def assign_family(family: Family, network: NetworkConfig) -> list[Assignment]:
@@ -251,6 +267,6 @@ def assign_family(family: Family, network: NetworkConfig) -> list[Assignment]:
 def select(family: Family, network: NetworkConfig) -> Selection:
     """What the preset takes of the parts that are to learn."""
     layers = tuple(layer for layer in family.layers
-                   if network.text_encoder or layer.part != "text_encoder")
+                   if network.text_encoder or not layer.part.startswith("text_encoder"))
     kind = type(family)
     return presets.select(kind, layers, presets.find(network.preset, kind))

@@ -221,21 +221,53 @@ def build(values: Mapping[str, Any]) -> Config:
     return knobs.replace(Config(), ready)
 
 
-def load(file: Path | str | None = None, overrides: Iterable[str] = ()) -> Config:
-    """The settings of a TOML file (or none) with ``path=value`` overrides over it.
+def load(file: Path | str | None = None, overrides: Iterable[str] = (),
+         values: Mapping[str, Any] | None = None) -> Config:
+    """The settings of a TOML file (or none) with ``path=value`` overrides over it, and typed
+    `values` by their paths over both.
 
     What the base model's own folder recommends lies between the defaults and the file.
     """
     own = dict(knobs.flatten(read_toml(Path(file)), LEAVES)) if file else {}
     for text in overrides:
         _override(own, text)
+    for path, value in (values or {}).items():
+        _put(own, path, value)
     base = own.get("model.base", LEAVES["model.base"].default)
-    recommended = base_settings(base) if isinstance(base, str) else {}
+    recommended = base_settings(base) if isinstance(base, str) and not known_model(
+        own.get("model.family")) else {}
     merged = recommended | own
     for path, leaf in LEAVES.items():  # tables are merged key by key
         if leaf.is_table and path in recommended and isinstance(own.get(path), Mapping):
             merged[path] = {**recommended[path], **own[path]}
     return build(merged)
+
+
+def target(words: Iterable[str]) -> tuple[Path | None, list[str]]:
+    """(the first word if it is a file or folder, the other words: settings)"""
+    words = list(words)
+    if words and ("=" not in words[0] or Path(words[0]).exists()):
+        return Path(words[0]), words[1:]
+    return None, words
+
+
+def settings(words: Iterable[str], values: Mapping[str, Any] | None = None) -> Config:
+    """What a command line says: a TOML file or a run folder, and overrides; `values` as for `load`.
+
+    A folder of pictures is taken as the dataset.
+    """
+    first, others = target(words)
+    if first and first.is_dir():
+        own = first / "config.toml"
+        if own.is_file():
+            return load(own, others, values)
+        return load(None, [f"dataset.folder={first}", *others], values)
+    return load(first, others, values)
+
+
+def known_model(family: Any) -> bool:
+    """Is it the name of a model in assets/models, whose facts count instead of the base's?"""
+    return isinstance(family, str) and (ASSETS / "models" / f"{family}.json").is_file()
 
 
 def base_settings(base: str) -> dict[str, Any]:
@@ -313,11 +345,20 @@ def _override(values: dict[str, Any], text: str) -> None:
     path = path.strip()
     if not equals:
         raise ConfigError({"": f"{text!r} is no setting; write path=value, e.g. network.dim=8"})
-    table = next((t for t in (path.rpartition(".")[0],) if t in LEAVES and LEAVES[t].is_table), "")
-    if table:
-        values[table] = {**values.get(table, {}), path.rpartition(".")[2]: parse_value(value)}
+    _put(values, path, parse_value(value) if _table_of(path) else value)
+
+
+def _put(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set one setting; path may lead into an open table, as network.options.factor does."""
+    if table := _table_of(path):
+        values[table] = {**values.get(table, {}), path.rpartition(".")[2]: value}
     else:
         values[path] = value
+
+
+def _table_of(path: str) -> str:
+    table = path.rpartition(".")[0]
+    return table if table in LEAVES and LEAVES[table].is_table else ""
 
 
 def parse_value(text: str) -> Any:

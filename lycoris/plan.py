@@ -73,11 +73,7 @@ class Plan:
         return {
             "name": config.run_name(self.config),
             "algo": self.config.network.algo, "family": self.family.name,
-            "layers": self.sizes.layers, "parameters": self.sizes.parameters,
-            "tensors": self.sizes.tensors, "tensor_bytes": self.sizes.tensor_bytes,
-            "file_bytes": self.sizes.file_bytes,
-            "file_bytes_with_metadata": self.sizes.file_bytes_with_metadata,
-            "parts": dict(self.sizes.parts), "kinds": dict(self.sizes.kinds),
+            **self.sizes.summary(),
             "training_bytes": self.training_bytes,
             "pictures": len(self.dataset.readable) if self.dataset else 0,
             "buckets": {f"{w}x{h}": n for (w, h), n in sorted(Counter(self.buckets).items())},
@@ -93,7 +89,8 @@ def make(run: Config, *, family: Family | None = None, dataset: Dataset | None =
     ConfigError with all settings that do.
 
     `family` and `dataset` may be given by a caller that has them open already; without
-    `need_dataset` a missing folder leaves the plan without pictures (an estimate of the size).
+    `need_dataset` a missing folder leaves the plan without pictures, and the family may be known by
+    name alone (an estimate).
     """
     check_names(run)
     if family is None:
@@ -105,6 +102,7 @@ def make(run: Config, *, family: Family | None = None, dataset: Dataset | None =
             if need_dataset:
                 raise
     if need_dataset and dataset is not None:
+        family.require_files()
         folder.require_trainable(dataset)
     check_sides(run, family)
     assignments = tuple(assign_family(family, run.network))
@@ -229,7 +227,7 @@ def names() -> dict[str, tuple[str, ...]]:
     """{catalogue: its names}, for checks and for the form's choices."""
     return {
         "algorithms": tuple(algorithms.catalogue()),
-        "families": ("auto", *families.catalogue()),
+        "families": families.names(),
         "presets": preset_names(),
         "optimizers": tuple(optimizers.ROWS),
         "schedules": tuple(schedules.SCHEDULES),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from . import tensorfile
+from .algorithms import Shape, elements
 from .assignments import Assignment
 from .config import NetworkConfig
 from .errors import ConfigError
@@ -15,33 +18,112 @@ DTYPE_NAMES = {short: tensorfile.NAMES[dtype] for short, dtype in tensorfile.DTY
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """`file_bytes` is the file without metadata; `file_bytes_with_metadata` the one written."""
+class Group:
+    """Some of the layers: the UNet's, say, or all convolutions."""
 
-    layers: int
+    modules: int = 0
+    parameters: int = 0
+    tensors: int = 0
+    elements: int = 0  # saved numbers, alphas and the like included
+
+    def __add__(self, other: Group) -> Group:
+        return Group(self.modules + other.modules, self.parameters + other.parameters,
+                     self.tensors + other.tensors, self.elements + other.elements)
+
+    def __mul__(self, times: int) -> Group:
+        return Group(self.modules * times, self.parameters * times, self.tensors * times,
+                     self.elements * times)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """`file_bytes` is the file without metadata; `file_bytes_with_metadata` the one written; both
+    in `dtype`. `every` has the three byte counts in each dtype a file may have."""
+
+    modules: int
     parameters: int
     tensors: int
-    tensor_bytes: int
-    file_bytes: int
-    file_bytes_with_metadata: int
-    parts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    kinds: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    dtype: str
+    every: Mapping[str, Mapping[str, int]]
+    parts: Mapping[str, Group] = field(default_factory=dict)
+    kinds: Mapping[str, Group] = field(default_factory=dict)
+
+    @property
+    def tensor_bytes(self) -> int:
+        return self.every[self.dtype]["tensor_bytes"]
+
+    @property
+    def file_bytes(self) -> int:
+        return self.every[self.dtype]["file_bytes"]
+
+    @property
+    def file_bytes_with_metadata(self) -> int:
+        return self.every[self.dtype]["file_bytes_with_metadata"]
+
+    def summary(self) -> dict[str, Any]:
+        """In plain numbers; `parts` and `kinds` in every dtype too."""
+        return {
+            "modules": self.modules, "parameters": self.parameters, "tensors": self.tensors,
+            "dtype": self.dtype, **self.every[self.dtype], "dtypes": dict(self.every),
+            "parts": {name: _plain(group) for name, group in self.parts.items()},
+            "kinds": {name: _plain(group) for name, group in self.kinds.items()}}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What every layer of one shape with one adapter adds to a file."""
+
+    group: Group
+    suffixes: int  # characters of the suffixes and of the shapes
+    counts: tuple[int, ...]  # elements of the tensors, in the order of their suffixes
 
 
 def measure(assignments: Sequence[Assignment], dtype: str,
             metadata: Mapping[str, str]) -> Sizes:
-    """The sizes of the adapter these assignments make, saved in `dtype` (fp16, bf16, fp32)."""
-    entries = entries_of(assignments, dtype)
-    return Sizes(
-        layers=len(assignments),
-        parameters=sum(a.parameters() for a in assignments),
-        tensors=len(entries),
-        tensor_bytes=tensorfile.data_size(entries),
-        file_bytes=tensorfile.size(entries, {}),
-        file_bytes_with_metadata=tensorfile.size(entries, metadata),
-        parts=_grouped(assignments, lambda a: a.layer.part),
-        kinds=_grouped(assignments, _kind),
-    )
+    """The sizes of the adapter these assignments make, saved in `dtype` (fp16, bf16, fp32).
+
+    `metadata` is as long in every dtype. Layers of one shape that share an adapter are looked at
+    once.
+    """
+    pieces: dict[tuple, _Piece] = {}
+    parts: Counter[tuple[str, tuple]] = Counter()
+    lengths, counts = 0, []
+    for each in sorted(assignments, key=_place):
+        layer = each.layer
+        key = (id(each.algorithm), layer.shape, layer.bias, layer.kind, id(each.extras))
+        piece = pieces.get(key)
+        if piece is None:
+            piece = pieces[key] = _piece(each)
+        lengths += piece.suffixes + len(each.key) * len(piece.counts)
+        counts += piece.counts
+        parts[layer.part, key] += 1
+    by_part: dict[str, Group] = {}
+    by_kind: dict[str, Group] = {}
+    for (part, key), times in parts.items():
+        group, kind = pieces[key].group * times, _kind(key[3], key[1])
+        by_part[part] = by_part.get(part, Group()) + group
+        by_kind[kind] = by_kind.get(kind, Group()) + group
+    total = sum(by_part.values(), Group())
+    every, told = {}, tensorfile.metadata_length(metadata)
+    for name, written in DTYPE_NAMES.items():
+        data = tensorfile.WIDTHS[written] * total.elements
+        bare, full = tensorfile.header_sizes(lengths, counts, written, told)
+        every[name] = {"tensor_bytes": data, "file_bytes": data + bare,
+                       "file_bytes_with_metadata": data + full}
+    return Sizes(total.modules, total.parameters, total.tensors, dtype, every, by_part, by_kind)
+
+
+def _place(assignment: Assignment) -> str:
+    """Sorts layers as their tensors are sorted: a dot follows every key."""
+    return f"{assignment.key}."
+
+
+def _piece(assignment: Assignment) -> _Piece:
+    shapes = assignment.suffix_shapes()
+    order = sorted(shapes)
+    counts = tuple(elements(shapes[suffix]) for suffix in order)
+    text = sum(1 + len(suffix) + len(tensorfile.shape_text(shapes[suffix])) for suffix in order)
+    return _Piece(Group(1, assignment.parameters(), len(counts), sum(counts)), text, counts)
 
 
 def entries_of(assignments: Iterable[Assignment], dtype: str) -> dict[str, tuple[str, tuple]]:
@@ -103,18 +185,13 @@ def with_dim(network: NetworkConfig, dim: int) -> NetworkConfig:
                                conv_alpha=conv_alpha)
 
 
-def _kind(assignment: Assignment) -> str:
-    layer = assignment.layer
-    if layer.kind != "conv":
-        return layer.kind
-    return "conv" if layer.is_spatial else "conv 1x1"
+def _kind(kind: str, shape: Shape) -> str:
+    if kind != "conv":
+        return kind
+    return "conv" if any(side != 1 for side in shape[2:]) else "conv 1x1"
 
 
-def _grouped(assignments: Sequence[Assignment],
-             key: Callable[[Assignment], str]) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
-    for assignment in assignments:
-        group = found.setdefault(key(assignment), {"layers": 0, "parameters": 0})
-        group["layers"] += 1
-        group["parameters"] += assignment.parameters()
-    return found
+def _plain(group: Group) -> dict[str, Any]:
+    return {"modules": group.modules, "parameters": group.parameters, "tensors": group.tensors,
+            "tensor_bytes": {name: tensorfile.WIDTHS[written] * group.elements
+                             for name, written in DTYPE_NAMES.items()}}

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -43,18 +45,55 @@ def header(entries: Entries, metadata: Mapping[str, str]) -> tuple[bytes, list[s
         end = offset + WIDTHS[dtype] * elements(shape)
         described[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text = _json(described).encode("utf-8")
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, order
 
 
 def size(entries: Entries, metadata: Mapping[str, str]) -> int:
     """Bytes of the file on disk."""
-    return len(header(entries, metadata)[0]) + data_size(entries)
+    data = sum(WIDTHS[dtype] * elements(shape) for dtype, shape in entries.values())
+    return len(header(entries, metadata)[0]) + data
 
 
-def data_size(entries: Entries) -> int:
-    return sum(WIDTHS[dtype] * elements(shape) for dtype, shape in entries.values())
+def header_sizes(lengths: int, counts: Sequence[int], dtype: str,
+                 metadata_length: int) -> tuple[int, int]:
+    """How many bytes `header` would take without metadata and with it, counted instead of written,
+    for tensors of one dtype.
+
+    `counts` are their elements in the order of the file, one at least; `lengths` the characters of
+    all their names (ASCII that JSON leaves as it is) and of their shapes as `shape_text` has them.
+    """
+    width = WIDTHS[dtype]
+    ends = list(accumulate(counts))
+    fixed = len(f'"":{{"dtype":"{dtype}","shape":,"data_offsets":[,]}},')
+    last = len(str(ends[-1] * width))
+    digits = 2 * _digits(ends, width) - last + 1  # of the ends, and of the starts: 0 and all but it
+    text = len("{}") + lengths + fixed * len(ends) - 1 + digits
+    bare, full = 8 + text, 8 + text + metadata_length
+    return bare + -bare % 8, full + -full % 8
+
+
+def metadata_length(metadata: Mapping[str, str]) -> int:
+    """Bytes of a header's text that are the metadata's."""
+    return len(f'"__metadata__":{_json(dict(metadata))},'.encode()) if metadata else 0
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    return _json(list(shape))
+
+
+def _digits(ends: Sequence[int], width: int) -> int:
+    """Decimal digits of all of the rising `ends` times `width`."""
+    total, power = len(ends), 10
+    while power <= ends[-1] * width:
+        total += len(ends) - bisect_left(ends, -(-power // width))
+        power *= 10
+    return total
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def elements(shape: tuple[int, ...]) -> int:

@@ -71,6 +71,10 @@ class Terminal:
             case events.Warned():
                 self.say(f"Note: {event.text} {event.fix}".rstrip())
 
+    def line(self, data: Mapping[str, Any]) -> None:
+        """One of many answers, always JSON."""
+        self._write(json.dumps(data, ensure_ascii=False, default=_plain))
+
     def say(self, text: str) -> None:
         """A line beside the progress; nothing in JSON mode."""
         if not self.as_json:
@@ -79,9 +83,7 @@ class Terminal:
     def error(self, error: LycorisError) -> None:
         self._close()
         if self.as_json:
-            self._write(json.dumps({"error": {
-                "kind": error.kind, "message": error.message, "fix": error.fix,
-                "problems": error.problems}}, ensure_ascii=False))
+            self.line({"error": as_data(error)})
         else:
             sys.stderr.write(f"{error.message}\n")
             if error.fix:
@@ -105,6 +107,12 @@ class Terminal:
     def _write(self, text: str) -> None:
         self.out.write(text + "\n")
         self.out.flush()
+
+
+def as_data(error: LycorisError) -> dict[str, Any]:
+    """A typed error as JSON has it."""
+    return {"kind": error.kind, "message": error.message, "fix": error.fix,
+            "problems": error.problems}
 
 
 def _plain(value: Any) -> Any:

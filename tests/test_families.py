@@ -92,7 +92,7 @@ def test_unknown_prediction_types_are_refused(base: Path) -> None:
 
 @pytest.mark.parametrize(("content", "words"), [
     ("{}", "no model of a known family"), ("not json", "no model of a known family"),
-    ('{"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": []}', "known family"),
+    ('{"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": []}', "has no folder unet"),
     ('{"_class_name": "StableDiffusion3Pipeline"}', "known family"),
 ])
 def test_other_models_are_refused(tmp_path: Path, content: str, words: str) -> None:

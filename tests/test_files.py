@@ -272,7 +272,7 @@ def test_inspect_tells_what_is_in_a_file(trained: Callable[[str], tuple[Path, Co
     found = inspect.adapter(path)
     assert found["summary"] == "LoHa, dim 2" and found["bytes"] == path.stat().st_size
     made = plan.make(run)
-    assert found["parameters"] == made.sizes.parameters and found["layers"] == made.sizes.layers
+    assert found["parameters"] == made.sizes.parameters and found["layers"] == made.sizes.modules
     assert found["settings"]["network"]["algo"] == "loha"
     names = inspect.catalogues()
     assert "lora" in names["algorithms"] and "AdamW8bit" in names["optimizers"]

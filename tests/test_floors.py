@@ -14,17 +14,18 @@ from conftest import ROOT
 ENGINE, PAGE = ROOT / "lycoris", ROOT / "lycogui"
 FLOORS = {
     1: ("errors", "durable", "knobs", "config", "events", "runs"),
-    2: ("registry", "streams", "tensorfile", "schedules", "objectives", "optimizers", "samplers",
-        "devices", "algorithms", "families", "captioners", "presetfile", "presets",
+    2: ("registry", "known", "streams", "tensorfile", "schedules", "objectives", "optimizers",
+        "samplers", "devices", "algorithms", "families", "captioners", "presetfile", "presets",
         "unetnames", "paths", "products", "quantised", "lowrank", "progress"),
-    3: ("data", "assignments", "sizes", "metadata", "thumbnail", "plan", "adapterfile",
+    3: ("data", "assignments", "sizes", "published", "metadata", "thumbnail", "plan", "adapterfile",
         "adapter", "slot", "network", "checkpoint", "sampling", "contestants", "grid", "wrapper",
         "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance"),
     4: ("trainer", "sample", "compare", "caption", "inspect", "merge", "extract", "resize",
         "convert"),
-    5: ("arguments", "terminal", "follow", "tools", "__main__", "__init__"),
+    5: ("arguments", "terminal", "follow", "tools", "estimate", "__main__", "__init__"),
 }
-INHERITS = {"dylora": "lora", "boft": "diag_oft"}  # an entry that is another with one thing changed
+# An entry that is another with one thing changed.
+INHERITS = {"dylora": "lora", "boft": "diag_oft", "sdxl": "sd"}
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 # What the page may know of the engine: facts, names, the plan; never weights.
 FOR_THE_PAGE = {"errors", "durable", "knobs", "config", "events", "runs", "devices", "families",

@@ -341,7 +341,7 @@ def test_own_presets_are_found_by_name_and_by_path(own: Callable[[str, str], Pat
         run = config.load(None, [f"network.preset={name}"])
         made = plan.make(run, need_dataset=False)
         unet = {a.layer.name.rpartition(".")[2] for a in made.assignments}
-        assert (made.sizes.layers, unet) == (8, {"to_k"})
+        assert (made.sizes.modules, unet) == (8, {"to_k"})
     assert inspect.catalogues()["presets"]["own"] == ["another", "mine"]
     assert inspect.catalogues()["presets"]["sd"]["ia3"]["unet_target_name"][0] == "to_k"
 

@@ -179,7 +179,7 @@ def test_every_algorithm_trains_saves_and_is_read_back(algo: str, settings: Sett
     assert path.stat().st_size == made.sizes.file_bytes_with_metadata
     file = AdapterFile(path)
     fits = match(file, made.family.layers, made.family.aliases, "base")
-    assert fits.whole and len(fits.assignments) == made.sizes.layers
+    assert fits.whole and len(fits.assignments) == made.sizes.modules
     steps = [event for event in seen if type(event).__name__ == "Step"]
     assert all(event.norm_max <= 0.5 * 1.001 and event.norm_mean <= event.norm_max
                for event in steps)

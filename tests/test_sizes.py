@@ -122,8 +122,8 @@ def test_the_estimate_is_the_file(overrides: tuple[str, ...], tmp_path: Path,
 def test_parts_and_kinds_add_up() -> None:
     made = plan.make(config.load(), need_dataset=False)
     for grouped in (made.sizes.parts, made.sizes.kinds):
-        assert sum(g["parameters"] for g in grouped.values()) == made.sizes.parameters
-        assert sum(g["layers"] for g in grouped.values()) == made.sizes.layers
+        assert sum(g.parameters for g in grouped.values()) == made.sizes.parameters
+        assert sum(g.modules for g in grouped.values()) == made.sizes.modules
 
 
 def test_matching_sizes() -> None:

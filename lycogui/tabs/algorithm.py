@@ -20,7 +20,8 @@ from lycoris.errors import ConfigError, LycorisError
 from lycoris.families import Family
 from lycoris.plan import Plan
 
-PARTS = {"unet": "UNet", "text_encoder": "text encoder"}
+PARTS = {"unet": "UNet", "text_encoder": "text encoder",
+         "text_encoder_2": "second text encoder"}
 FAR = 0.1  # a file that differs from the wanted size by more than this share is told
 
 
@@ -177,10 +178,10 @@ def card(made: Plan) -> dict[str, Any]:
     """The plan as the page draws it."""
     sizes, dataset = made.sizes, made.dataset
     parts = " and ".join(
-        f"{group['parameters']:,} in {group['layers']} layers of the {PARTS.get(part, part)}"
+        f"{group.parameters:,} in {group.modules} layers of the {PARTS.get(part, part)}"
         for part, group in sizes.parts.items())
     return {
-        "parameters": sizes.parameters, "layers": sizes.layers,
+        "parameters": sizes.parameters, "layers": sizes.modules,
         "bytes": sizes.file_bytes_with_metadata, "training": made.training_bytes,
         "steps": made.config.train.steps, "epochs": f"{made.epochs:.4g}",
         "pictures": len(dataset.readable) if dataset else 0, "parts": f"{parts}.",

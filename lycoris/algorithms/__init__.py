@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +30,8 @@ class Layer:
     """A fact about one layer of a base model; no tensor.
 
     `shape` is the weight's in torch's order: (out, in) for linear, (out, in / groups, *kernel) for
-    conv, (channels,) for norm. `part` says which module of the model it belongs to.
+    conv, (channels,) for norm. `part` says which module of the model it belongs to, `written` its
+    path in an adapter file where that is another than its name.
     """
 
     name: str
@@ -37,6 +39,10 @@ class Layer:
     shape: Shape
     bias: bool = True
     part: str = ""
+    written: str = ""
+
+    def __hash__(self) -> int:
+        return hash((self.part, self.name))  # whole models are looked up by their layers
 
     @property
     def out(self) -> int:
@@ -55,7 +61,7 @@ class Layer:
         """Inputs of one output: in / groups times the kernel's positions."""
         return elements(self.shape[1:])
 
-    @property
+    @cached_property
     def is_spatial(self) -> bool:
         """A convolution larger than 1x1: it has its own dim and alpha."""
         return any(side != 1 for side in self.kernel)

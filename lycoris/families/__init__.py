@@ -7,16 +7,17 @@ and without diffusers: layers, presets, key names, tokens. `load` gives the `Mod
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .. import presets, quantised, tensorfile
+from .. import known, presets, quantised, tensorfile
 from ..algorithms import Layer
 from ..errors import ConfigError, ModelFileError
+from ..known import Known
 from ..objectives import Objective
 from ..registry import discover, pick
 
@@ -44,10 +45,29 @@ class Family:
     resolution: int  # the side it was made for, in pixels
     max_tokens: int  # words of a caption that are read, in tokens
     metadata: Mapping[str, str]  # what an adapter's file says of its base
+    known: Known | None = None  # set where it is known by name alone and `base` is another model
 
     def __init__(self, base: Path):
         """Read the facts; raises ModelFileError where a part is missing or unfit."""
         raise NotImplementedError
+
+    @classmethod
+    def by_name(cls, known: Known, base: Path) -> Family:
+        """The facts of a known model, without files; `base` is what was chosen beside it."""
+        raise NotImplementedError
+
+    @property
+    def title(self) -> str:
+        """What a person calls this base."""
+        return self.known.label if self.known else self.base.name
+
+    def require_files(self) -> None:
+        """ModelFileError where there is nothing but the facts."""
+        if self.known is not None:
+            raise ModelFileError(
+                f"model.family is {self.known.name}, but {self.base} is not a model of that "
+                "shape. It serves for sizes and costs only.",
+                "Set model.family to auto, or choose such a model as the base.")
 
     @classmethod
     def detect(cls, base: Path) -> bool:
@@ -84,6 +104,7 @@ class Family:
         raise NotImplementedError
 
     @classmethod
+    @lru_cache(maxsize=1 << 16)
     def key(cls, layer: Layer, dialect: str = "kohya") -> str:
         """How the layer's tensors begin in an adapter file: lora_unet_<path> (kohya),
         lycoris_<path> (lycoris) or unet.<dotted path> (diffusers)."""
@@ -180,8 +201,25 @@ def check_preset(name: str) -> None:
         presets.own(name, preset_names())
 
 
+def names() -> tuple[str, ...]:
+    """What model.family may be: auto, a family, or a model that is known by name."""
+    return tuple(dict.fromkeys(("auto", *catalogue(), *known.names())))
+
+
 def open_base(base: Path, family: str = "auto") -> Family:
-    """The base model at `base`; raises ModelFileError where it is missing or of no known family."""
+    """The base model at `base`; raises ModelFileError where it is missing or of no known family.
+
+    Where `family` is a known model's name and `base` is no model of its shape, only the facts: for
+    what is asked before there is a model.
+    """
+    if family in known.names():
+        found = known.find(family)
+        kind = catalogue()[found.family]
+        if base.is_dir() and kind.detect(base):
+            opened = kind(base)
+            if _outline(opened.layers) == _outline(found.layers):
+                return opened
+        return kind.by_name(found, base)
     if not base.exists():
         raise ModelFileError(f"There is no base model at {base}.",
                              "Choose the folder of a model in the diffusers layout; "
@@ -195,6 +233,10 @@ def open_base(base: Path, family: str = "auto") -> Family:
         f"{base} is no model of a known family ({', '.join(catalogue())}).",
         "Choose the folder that holds model_index.json; files in other layouts must be converted "
         "with diffusers first.")
+
+
+def _outline(layers: Sequence[Layer]) -> set[tuple[str, str, tuple[int, ...]]]:
+    return {(layer.part, layer.name, layer.shape) for layer in layers}
 
 
 def part_of(module: nn.Module) -> tuple[type[Family], str] | None:

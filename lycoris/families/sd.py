@@ -1,4 +1,5 @@
-"""Stable Diffusion 1.x: one CLIP text encoder, a UNet with cross-attention, a KL autoencoder.
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet with cross-attention, a KL
+autoencoder.
 
 Reads any folder in the diffusers layout; the embedded assets/tiny-sd is an ordinary one.
 """
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -19,16 +20,15 @@ from torch import Tensor, nn
 from .. import objectives, tensorfile, unetnames
 from ..algorithms import Layer
 from ..errors import ModelFileError
+from ..known import Known
 from . import Family, Model
 
-PARTS = ("unet", "text_encoder", "vae", "tokenizer", "scheduler")
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model",
-           "text_encoder": "model"}
 # What a part's config must say, and what it then is.
 FACTS: Mapping[str, Mapping[str, type]] = {
     "unet": {"in_channels": int, "block_out_channels": list, "sample_size": int},
     "vae": {"latent_channels": int, "block_out_channels": list},
     "text_encoder": {"max_position_embeddings": int, "vocab_size": int}}
+OPENCLIP = 1024  # width of 2.x's text encoder
 TEXT_LEVEL = "text_model."  # transformers 5 has no such level; files keep it in their names
 
 ATTENTION = r".*\.attn[12]"
@@ -59,7 +59,7 @@ TIME = ("time_embedding.linear_1", "time_embedding.linear_2")
 
 class StableDiffusion(Family):
     name = "sd"
-    label = "Stable Diffusion 1.x"
+    label = "Stable Diffusion 1.x, 2.x"
     order = 1
     prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
     other_prefixes = {
@@ -67,6 +67,11 @@ class StableDiffusion(Family):
         "text_encoder": ("lora_te1", "lycoris", "text_encoder", "clip_l",
                          "text_encoders_clip_l_transformer", "")}
     classes = {"UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder"}
+    # {part: how its weight file is called}, and the folders without weights
+    stems: ClassVar[Mapping[str, str]] = {
+        "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model",
+        "text_encoder": "model"}
+    others: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
     blocks = BLOCKS
     presets = {
         "attn-only": {"enable_conv": False, "unet_target_module": ("Attention",),
@@ -90,26 +95,44 @@ class StableDiffusion(Family):
     def __init__(self, base: Path):
         self.base = base
         self._refuse_missing_parts()
-        unet, vae, text = (self._config(part) for part in ("unet", "vae", "text_encoder"))
+        configs = {part: self._config(part) for part in ("unet", "vae", "text_encoder")}
+        unet, vae = configs["unet"], configs["vae"]
         if unet["in_channels"] != vae["latent_channels"]:
             raise ModelFileError(
                 f"{base} is an inpainting or edit model: its UNet takes "
                 f"{unet['in_channels']} channels.", "Choose a text-to-image model.")
-        self.scheduler_config = self._config("scheduler", "scheduler_config.json")
+        configs["scheduler"] = self._config("scheduler", "scheduler_config.json")
+        self._describe(configs)
+        self.layers = tuple(layer for part in self.prefixes for layer in self._layers(part))
+
+    def _describe(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        """The facts that follow from the parts' configs."""
+        unet, vae, text = (configs[part] for part in ("unet", "vae", "text_encoder"))
+        self.scheduler_config = configs["scheduler"]
         self.latent_scale = 2 ** (len(vae["block_out_channels"]) - 1)
         self.side_multiple = self.latent_scale * 2 ** (len(unet["block_out_channels"]) - 1)
         self.resolution = unet["sample_size"] * self.latent_scale
         self.max_tokens = text["max_position_embeddings"] - 2
         self.vocabulary = text["vocab_size"]
-        self.layers = (*self._layers("unet"), *self._layers("text_encoder"))
-        prediction = self.scheduler_config.get("prediction_type", "epsilon")
-        velocity = prediction == "v_prediction"
+        velocity = self.scheduler_config.get("prediction_type", "epsilon") == "v_prediction"
         self.metadata = {
-            "ss_base_model_version": "sd_v1_v" if velocity else "sd_v1",
-            "ss_v2": "False", "ss_sd_model_name": base.name,
-            "modelspec.architecture": "stable-diffusion-v1/lora",
-            "modelspec.prediction_type": "v" if velocity else "epsilon",
-        }
+            **self._version(unet, velocity), "ss_sd_model_name": self.base.name,
+            "modelspec.prediction_type": "v" if velocity else "epsilon"}
+
+    def _version(self, unet: Mapping[str, Any], velocity: bool) -> dict[str, str]:
+        """What a file says of the kind of its base; 2.x is known by OpenCLIP's width."""
+        second = unet.get("cross_attention_dim") == OPENCLIP
+        kind = ("v2-768-v" if velocity else "v2-512") if second else "v1"
+        return {"ss_base_model_version": f"sd_v{1 + second}{'_v' * velocity}",
+                "ss_v2": str(second), "modelspec.architecture": f"stable-diffusion-{kind}/lora"}
+
+    @classmethod
+    def by_name(cls, known: Known, base: Path) -> StableDiffusion:
+        found = cls.__new__(cls)
+        found.base, found.known = base, known
+        found._describe(known.configs)
+        found.layers = known.layers
+        return found
 
     @classmethod
     def detect(cls, base: Path) -> bool:
@@ -123,7 +146,7 @@ class StableDiffusion(Family):
 
     @classmethod
     def path_in_file(cls, layer: Layer) -> str:
-        if layer.part != "text_encoder":
+        if layer.part == "unet":
             return layer.name
         return TEXT_LEVEL + layer.name.removeprefix(TEXT_LEVEL)
 
@@ -134,16 +157,17 @@ class StableDiffusion(Family):
 
     @classmethod
     def paths(cls, layer: Layer) -> tuple[str, ...]:
-        if layer.part != "text_encoder":
+        if layer.part == "unet":
             return (layer.name,)
         name = layer.name.removeprefix(TEXT_LEVEL)
         return name, TEXT_LEVEL + name
 
     def load(self, device: torch.device, dtype: torch.dtype) -> StableDiffusionModel:
+        self.require_files()
         return StableDiffusionModel(self, device, dtype)
 
     def files(self) -> list[Path]:
-        return [self._weights(part)[0] for part in WEIGHTS]
+        return [self._weights(part)[0] for part in self.stems]
 
     @cached_property
     def weights(self) -> Mapping[str, tensorfile.Lazy]:
@@ -169,13 +193,14 @@ class StableDiffusion(Family):
         return self._weights(part)[1]
 
     def _refuse_missing_parts(self) -> None:
-        missing = [part for part in PARTS if not (self.base / part).is_dir()]
+        parts = (*self.stems, *self.others)
+        missing = [part for part in parts if not (self.base / part).is_dir()]
         if missing:
             raise ModelFileError(
                 f"The base model {self.base} has no folder {', '.join(missing)}.",
-                f"A diffusers folder of Stable Diffusion holds {', '.join(PARTS)}; copy the "
+                f"A diffusers folder of {self.label} holds {', '.join(parts)}; copy the "
                 "missing part from where the model came from.")
-        for part in WEIGHTS:
+        for part in self.stems:
             tensorfile.peek(self._weights(part)[0], ModelFileError)
         self._tokenizer_files()
 
@@ -202,7 +227,8 @@ class StableDiffusion(Family):
 
     def _weights(self, part: str) -> tuple[Path, str | None]:
         """The part's weight file and its variant."""
-        folder, stem = self.base / part, WEIGHTS[part]
+        self.require_files()
+        folder, stem = self.base / part, self.stems[part]
         for variant in (None, "fp16"):
             file = folder / f"{stem}{f'.{variant}' if variant else ''}.safetensors"
             if file.is_file():

@@ -1,44 +1,27 @@
-"""Our estimate of an adapter for Stable Diffusion 1.5 is what lycoris-lora 4.1.3 wrote.
+"""Our estimate of an adapter for Stable Diffusion 1.5 or SDXL is what lycoris-lora 4.1.3 wrote.
 
-sizes.json holds networks that it built with alpha 1 over the model's UNet and CLIP: layers that got
-an adapter, trained numbers, tensors and bytes of the fp16 file without metadata, and how the SHA-1
-of its sorted keys with their shapes begins. `settings` are its network arguments; a preset is one
-of the guideline's, or a table of its keys.
+sizes.json holds networks that it built with alpha 1 over the model's UNet and CLIPs: layers that
+got an adapter, trained numbers, tensors and bytes of the fp16 file without metadata, and how the
+SHA-1 of its sorted keys with their shapes begins. `settings` are its network arguments; a preset is
+one of the guideline's, or a table of its keys.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lycoris import assignments, families, presetfile, presets, sizes, tensorfile
-from lycoris.algorithms import Layer
-from lycoris.config import LEAVES, NetworkConfig
-from lycoris.families.sd import StableDiffusion
+from lycoris.config import ASSETS, LEAVES, NetworkConfig
 
 ROWS = json.loads(Path(__file__).with_name("sizes.json").read_text("utf-8"))
 # GLoRA's Tucker form is never made, and T-LoRA's start is not in their file, wherever it is from.
 NONE = {"glora": ("use_tucker",), "tlora": ("use_data_init",)}
 OURS = {"tlora": {"directions": "principal", "store_start": False}}
-
-
-@cache
-def layers() -> tuple[Layer, ...]:
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(cross_attention_dim=768)
-        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072,
-                                            num_hidden_layers=12, num_attention_heads=12))
-    return (*families.layers_of(unet, "unet"),
-            *families.layers_of(text, "text_encoder", lambda n: n.removeprefix("text_model.")))
 
 
 def assigned(row: dict[str, Any]) -> list[assignments.Assignment]:
@@ -49,12 +32,13 @@ def assigned(row: dict[str, Any]) -> list[assignments.Assignment]:
     network = NetworkConfig(algo=row["algo"], dim=row["dim"], alpha=1.0,
                             conv_dim=row.get("conv_dim"),
                             options={**options, **OURS.get(row["algo"], {})}, **shell)
-    preset = (presets.find(row["preset"], StableDiffusion) if isinstance(row["preset"], str)
+    family = families.open_base(ASSETS, row.get("model", "sd15"))
+    preset = (presets.find(row["preset"], type(family)) if isinstance(row["preset"], str)
               else presetfile.parse("mine", row["preset"]))
-    own = [layer for layer in layers()
+    own = [layer for layer in family.layers
            if layer.part == "unet" or row.get("text_encoder", True)]
-    chosen = presets.select(StableDiffusion, own, preset)
-    return assignments.assign(chosen.layers, network, StableDiffusion.key, chosen.overrides)
+    chosen = presets.select(type(family), own, preset)
+    return assignments.assign(chosen.layers, network, family.key, chosen.overrides)
 
 
 def as_they_write(algo: str, entries: tensorfile.Entries) -> tensorfile.Entries:
@@ -69,6 +53,8 @@ def test_the_estimate_is_the_file_they_wrote(row: dict[str, Any]) -> None:
     found = assigned(row)
     entries = as_they_write(row["algo"], sizes.entries_of(found, "fp16"))
     measured = sizes.measure(found, "fp16", {})
+    if entries == sizes.entries_of(found, "fp16"):
+        assert measured.file_bytes == row["bytes"]
     assert (len(found), measured.parameters, len(entries), tensorfile.size(entries, {})) == (
         row["modules"], row["parameters"], row["tensors"], row["bytes"])
     listed = json.dumps([(key, list(entries[key][1])) for key in sorted(entries)])

@@ -1,0 +1,126 @@
+"""The verb estimate on the command line: one configuration, many of a file, the guideline's table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import config
+from .errors import LycorisError, RunError
+from .follow import Signals
+from .terminal import Terminal, as_data, mebibytes, table
+
+TABLE = "table"
+
+
+def run(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
+    if options.settings == [TABLE]:
+        return guideline(terminal)
+    if options.batch:
+        return batch(options, terminal, signals)
+    return one(options, terminal)
+
+
+def one(options: argparse.Namespace, terminal: Terminal) -> int:
+    from . import plan
+
+    made = plan.make(config.settings(options.settings), need_dataset=False)
+    data = made.summary()
+    parts = ", ".join(f"{part} {group.parameters:,} in {group.modules} layers"
+                      for part, group in made.sizes.parts.items())
+    rows = [("Algorithm", f"{data['algo']} on {made.family.title}"),
+            ("Parameters", f"{data['parameters']:,} ({parts})"),
+            ("File", f"{data['file_bytes_with_metadata']:,} bytes "
+                     f"({mebibytes(data['file_bytes_with_metadata'])}) in {data['dtype']}, "
+                     f"{data['file_bytes']:,} without metadata"),
+            ("While training", f"{mebibytes(data['training_bytes'])} for weights, gradients and "
+                               "optimiser of the adapter"),
+            ("Steps", f"{data['steps']} ({data['epochs']:g} epochs of "
+                      f"{data['batches_per_epoch']} batches)")]
+    rows += [("Note", f"{w['text']} {w['fix']}") for w in data["warnings"]]
+    terminal.document(data, table(rows))
+    return 0
+
+
+def batch(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
+    """One answer a line for one JSON object a line, in their order; until there are no more, or a
+    signal."""
+    base = list(options.settings)
+    for line in _lines(options.batch):
+        if signals.received:
+            break
+        if line.strip():
+            terminal.line(_answer(base, line))
+    return signals.exit_code
+
+
+def _lines(source: str) -> Iterator[str]:
+    if source == "-":
+        yield from sys.stdin
+        return
+    try:
+        with Path(source).open(encoding="utf-8-sig") as file:
+            yield from file
+    except OSError as error:
+        raise RunError(f"{source} cannot be read: {error.strerror}.",
+                       "Give the path of a file with a JSON object on each line, or - for "
+                       "standard input.") from None
+
+
+def _answer(base: Iterable[str], line: str) -> Mapping[str, Any]:
+    from . import plan
+
+    try:
+        values = _object(line)
+        made = config.settings(base, values)
+        return plan.make(made, family=_family(made.model.base, made.model.family),
+                         dataset=_dataset(made.dataset.folder), need_dataset=False).summary()
+    except LycorisError as error:
+        return {"error": as_data(error)}
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"The line is no JSON: {error}.",
+                       'Write one object a line, e.g. {"network.dim": 8}.') from None
+    if not isinstance(found, dict):
+        raise RunError(f"The line holds a {type(found).__name__}, not an object of settings.",
+                       'Write one object a line, e.g. {"network.dim": 8}.')
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _family(base: str, family: str) -> Any:
+    from . import families
+
+    return families.open_base(config.find(base), family)
+
+
+@functools.lru_cache(maxsize=8)
+def _dataset(folder: str) -> Any:
+    from .data.folder import scan
+
+    try:
+        return scan(config.find(folder))
+    except LycorisError:
+        return None  # an estimate without pictures
+
+
+def guideline(terminal: Terminal) -> int:
+    from . import published
+
+    data = {"rows": published.table()}
+    rows = [(r["row"], f"{r['published']:>5}  {r['as_published']:>5}  {r['parameters']:>13,}  "
+                       f"{r['file_bytes']:>13,} bytes  {r['note']}".rstrip())
+            for r in data["rows"]]
+    head = [("", f"{'said':>5}  {'ours':>5}  {'parameters':>13}  {'file':>13}")]
+    terminal.document(data, table(head + rows))
+    return 0
