@@ -52,5 +52,11 @@ def pointwise(hidden: Tensor, weight: Tensor, factor: float, y: Tensor | None) -
         if y.dtype == hidden.dtype and not torch.compiler.is_compiling():
             return _Added.apply(y, hidden, weight.to(hidden.dtype), factor)
         return added(y, F.linear(hidden, weight).view(y.shape), factor)
-    change = weight.flatten(1) @ hidden.flatten(2)
+    change = channelwise(weight.flatten(1), hidden.flatten(2))
     return added(y, change.unflatten(2, hidden.shape[2:]), factor)
+
+
+def channelwise(weight: Tensor, x: Tensor) -> Tensor:
+    """(o, i) @ (b, i, n) -> (b, o, n). As a batch of products: `@` would transpose a copy of x and
+    keep it for the backward pass, at two to four times the time on a CPU."""
+    return torch.bmm(weight.expand(x.shape[0], -1, -1), x)

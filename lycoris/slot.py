@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from . import quantised
 from .adapter import LENGTHS, Adapter
 from .algorithms import Inner, Tensors
+from .products import channelwise
 
 SLOT = "lycoris_slot"
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -114,7 +115,7 @@ class Slot:
     def _op(self, x: Tensor, weight: Tensor) -> Tensor:
         """The layer's own operation with another weight, without bias."""
         if self.is_pointwise:  # one product: as a convolution of few channels it is slow on a CPU
-            return (weight.flatten(1) @ x.flatten(2)).unflatten(2, x.shape[2:])
+            return channelwise(weight.flatten(1), x.flatten(2)).unflatten(2, x.shape[2:])
         return apply(self.module, x, weight, None)
 
     def _thin(self, x: Tensor, adapter: Adapter) -> Tensor | None:
