@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import algorithms, knobs, presets
 from .algorithms import Algorithm, Cost, Layer, Shape, elements
@@ -33,9 +33,9 @@ class Extras:
     module_dropout: float = 0.0
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """One layer and the adapter it gets; `key` is how its tensors begin in a file.
+class Assignment(NamedTuple):
+    """One layer and the adapter it gets; `key` is how its tensors begin in a file. A tuple, since a
+    thousand are made at every move of a slider.
 
     `rate` is a learning rate of its own; `source` is the name its tensors have in the file they are
     read from, where that is another than the key.
@@ -238,17 +238,20 @@ def assign(layers: Iterable[Layer], network: NetworkConfig, key: Callable[[Layer
     ConfigError where the algorithm is impossible on a layer.
     """
     assigner = Assigner(network, overrides)
+    alike = not (assigner.rules or assigner.overrides)
+    rule, extras = assigner.plain, assigner.extras
     found: list[Assignment] = []
     impossible: dict[str, int] = {}
     for layer in layers:
-        rule = assigner.rule(layer)
+        if not alike:
+            rule = assigner.rule(layer)
         algorithm, problem = assigner.decide(layer, rule)
         if algorithm is None:
             continue
         if problem:
             impossible[problem] = impossible.get(problem, 0) + 1
             continue
-        found.append(Assignment(layer, key(layer), algorithm, assigner.extras, rule.lr))
+        found.append(Assignment(layer, key(layer), algorithm, extras, rule.lr))
     if impossible:
         more = sum(impossible.values()) - 1
         raise ConfigError({"network.dim": next(iter(impossible)) + (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -180,7 +179,5 @@ def _tag_frequency(dataset: Dataset | None) -> str:
     frequent."""
     if dataset is None:
         return "{}"
-    counts = Counter(tag.strip() for picture in dataset.readable
-                     for tag in captions.as_prompt(picture.caption or "").split(",") if tag.strip())
-    common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MAX_TAGS]
+    common = sorted(dataset.tags.items(), key=lambda item: (-item[1], item[0]))[:MAX_TAGS]
     return json.dumps({dataset.folder.name: dict(common)}, ensure_ascii=False)

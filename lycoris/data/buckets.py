@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 
 MAX_ASPECT = 4.0  # beyond 4:1 a picture is cropped
 
@@ -21,6 +21,7 @@ def shapes(resolution: int, step: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(found | {(square, square)}))
 
 
+@lru_cache(maxsize=1 << 16)
 def choose(size: tuple[int, int], resolution: int, step: int, keep_shape: bool) -> tuple[int, int]:
     """The bucket (width, height) for a picture: nearest aspect ratio, then the larger area."""
     square = max(step, resolution // step * step)

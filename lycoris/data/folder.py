@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,13 @@ class Dataset:
     @cached_property
     def readable(self) -> tuple[Picture, ...]:
         return tuple(p for p in self.pictures if p.size)
+
+    @cached_property
+    def tags(self) -> Mapping[str, int]:
+        """How often each comma-separated piece of a caption occurs."""
+        return Counter(tag.strip() for picture in self.readable
+                       for tag in captions.as_prompt(picture.caption or "").split(",")
+                       if tag.strip())
 
     def __len__(self) -> int:
         return len(self.pictures)

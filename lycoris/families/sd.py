@@ -59,7 +59,7 @@ TIME = ("time_embedding.linear_1", "time_embedding.linear_2")
 
 class StableDiffusion(Family):
     name = "sd"
-    label = "Stable Diffusion 1.x, 2.x"
+    label = "Stable Diffusion 1.x"
     order = 1
     prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
     other_prefixes = {
@@ -120,9 +120,11 @@ class StableDiffusion(Family):
             "modelspec.prediction_type": "v" if velocity else "epsilon"}
 
     def _version(self, unet: Mapping[str, Any], velocity: bool) -> dict[str, str]:
-        """What a file says of the kind of its base; 2.x is known by OpenCLIP's width."""
+        """What a file says of the kind of its base, and a person; 2.x is known by OpenCLIP's
+        width."""
         second = unet.get("cross_attention_dim") == OPENCLIP
         kind = ("v2-768-v" if velocity else "v2-512") if second else "v1"
+        self.label = f"Stable Diffusion {1 + second}.x"
         return {"ss_base_model_version": f"sd_v{1 + second}{'_v' * velocity}",
                 "ss_v2": str(second), "modelspec.architecture": f"stable-diffusion-{kind}/lora"}
 

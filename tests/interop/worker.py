@@ -162,6 +162,26 @@ def write_model(base: str, file: str, settings: Mapping[str, Any], seed: int) ->
     return {f"1.0/{name}": t for name, t in specimens.painted(unet, text_encoder).items()}
 
 
+def write_sizes(base: str, file: str, settings: Mapping[str, Any]) -> Outputs:
+    """What a file of lycoris.kohya's holds and weighs, for networks of any kind: layers, trained
+    numbers, tensors, bytes in fp16 without metadata."""
+    from lycoris.kohya import create_network
+
+    unet, text_encoder = parts(base)
+    whole = nn.Module()
+    whole.text_model = text_encoder  # transformers 5 dropped that level, files keep it
+    network = create_network(1.0, vae=None, text_encoder=whole, unet=unet,
+                             warn_on_unmatched=False, **settings)
+    network.apply_to(whole, unet, True, True)
+    network.save_weights(file, torch.float16, None)
+    found = load_file(file)
+    save_file(found, file)  # without the metadata that it adds
+    loras = [*network.text_encoder_loras, *network.unet_loras]
+    trained = sum(p.numel() for lora in loras for p in lora.parameters())
+    return {"1.0/sizes": torch.tensor([len(loras), trained, len(found),
+                                       Path(file).stat().st_size])}
+
+
 def parts(base: str) -> tuple[nn.Module, nn.Module]:
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel
@@ -196,7 +216,8 @@ def paint(base: str, file: str, prompt: str, seed: int, steps: int, guidance: fl
 
 JOBS: dict[str, Callable[..., Outputs]] = {
     job.__name__: job for job in (read_lycoris, build_lycoris, write_lycoris, write_peft,
-                                  read_peft, read_model, write_model, read_peft_model, paint)}
+                                  read_peft, read_model, write_model, write_sizes,
+                                  read_peft_model, paint)}
 
 
 def main(folder: Path) -> None:
