@@ -1,9 +1,9 @@
-"""How long one exact estimate takes: from settings to bytes, with the base's headers read already.
+"""How long exact estimates take, with the layer table read already: from settings to bytes.
 
-Prints milliseconds for the embedded model and for SD1.5's layers (real modules on the meta device),
-and their ratio:
+Prints milliseconds for one algorithm on each model that is known by name and on the embedded one,
+and for the whole comparison of all algorithms that the Algorithm tab shows, with their ratio:
 
-    python benchmarks/estimate_speed.py [--rounds 50]
+    python benchmarks/estimate_speed.py [--rounds 30] [--preset full]
 """
 
 from __future__ import annotations
@@ -12,52 +12,54 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-
-from lycoris import assignments, families, sizes
-from lycoris.algorithms import Layer
-from lycoris.config import ASSETS, NetworkConfig
-from lycoris.families.sd import StableDiffusion
+from lycoris import algorithms, assignments, config, known, plan, sizes
+from lycoris.errors import ConfigError
+from lycoris.plan import Plan
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=50)
-    rounds = parser.parse_args().rounds
-    bases = {"tiny-sd": families.open_base(ASSETS / "tiny-sd").layers, "SD1.5": sd15()}
-    for algo in ("lora", "loha"):
-        found = {name: measure(layers, algo, rounds) for name, layers in bases.items()}
-        listed = ", ".join(f"{name} {ms:.2f} ms ({len(bases[name])} layers)"
-                           for name, ms in found.items())
-        print(f"{algo}: {listed}, ratio {found['SD1.5'] / found['tiny-sd']:.2f}")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--preset", default="full")
+    options = parser.parse_args()
+    for name in ("auto", *known.names()):
+        made = plan.make(config.load(None, [
+            f"model.family={name}", f"network.preset={options.preset}"]), need_dataset=False)
+        one = median(options.rounds, lambda dim, made=made: estimate(made, "loha", dim))
+        table = median(options.rounds, lambda dim, made=made: comparison(made, dim))
+        print(f"{made.family.title}: one algorithm {one:.2f} ms, all {len(algorithms.catalogue())} "
+              f"{table:.1f} ms, ratio {table / one:.1f} ({made.sizes.modules} layers)")
 
 
-def measure(layers: Sequence[Layer], algo: str, rounds: int) -> float:
-    """Median milliseconds of one estimate."""
+def median(rounds: int, work: Callable[[int], None]) -> float:
+    """Milliseconds, another dim each time."""
     taken = []
     for number in range(rounds):
-        network = NetworkConfig(algo=algo, preset="full", dim=1 + number)
         began = time.perf_counter()
-        chosen = StableDiffusion.select(layers, network.preset)
-        sizes.measure(assignments.assign(chosen, network, StableDiffusion.key), "fp16", {})
+        work(8 + number)
         taken.append(1000 * (time.perf_counter() - began))
     return statistics.median(taken)
 
 
-def sd15() -> tuple[Layer, ...]:
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+def estimate(made: Plan, algo: str, dim: int) -> None:
+    network = replace(made.config.network, algo=algo, dim=dim)
+    sizes.measure(assignments.assign_family(made.family, network), "fp16", {})
 
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(cross_attention_dim=768)
-        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072,
-                                            num_hidden_layers=12, num_attention_heads=12))
-    return (*families.layers_of(unet, "unet"), *families.layers_of(text, "text_encoder"))
+
+def comparison(made: Plan, dim: int) -> None:
+    """Every algorithm with its metadata, as the tab shows it."""
+    for algo in algorithms.catalogue():
+        network = replace(plan.switched(made.config.network, algo), dim=dim)
+        try:
+            plan.sizes_with(made, network)
+        except ConfigError:
+            continue  # not possible at that dim
 
 
 if __name__ == "__main__":

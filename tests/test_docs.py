@@ -15,6 +15,12 @@ def test_the_page_of_algorithms_is_up_to_date() -> None:
     assert written == maker["page"](), "run python docs/make_algorithms.py"
 
 
+def test_the_page_of_sizes_is_up_to_date() -> None:
+    maker = runpy.run_path(str(ROOT / "docs" / "make_sizes.py"))
+    assert (ROOT / "docs" / "sizes.md").read_text("utf-8") == maker["page"](), (
+        "run python docs/make_sizes.py")
+
+
 def test_every_algorithm_says_what_it_is_and_when() -> None:
     for name, entry in algorithms.catalogue().items():
         assert entry.about and entry.advice and entry.size and entry.label, name
