@@ -154,7 +154,6 @@ def build_widget(leaf: Leaf, place: Place, value: Any,
         ranged = _is_ranged(leaf, place)
         step = place.step or knob.step or (1 if leaf.type is int else 0.01 if ranged else 0.0001)
         number = gr.Number(value, placeholder=knob.none or None, buttons=[], step=step,
-                           precision=0 if leaf.type is int else None,
                            elem_classes="ranged" if ranged else None, **common)
         if ranged:
             _range(number, leaf, place, step)

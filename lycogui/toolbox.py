@@ -23,7 +23,7 @@ VALUES = {"sv_fro": 0.99, "sv_cumulative": 0.9, "sv_ratio": 20.0, "threshold": 0
 BY_SVD = ("dim", *VALUES)
 BLOCKS = {"text_encoder": "text_encoder*", "down": "unet.down_blocks.*", "mid": "unet.mid_block.*",
           "up": "unet.up_blocks.*"}
-OUT = Annotated[str, Knob("A name, or a path; empty: made from what it is.", label="Save as",
+OUT = Annotated[str, Knob("A name, or a whole path; empty: made from what it is.", label="Save as",
                           none="automatic")]
 
 
@@ -271,7 +271,10 @@ def place_for(settings: Any, task: Task, adapters: Path, models: Path) -> Path |
     ending = "" if folder else ".safetensors"
     if asked := settings.out.strip():
         given = Path(asked).expanduser()
-        path = given if given.is_absolute() or given.parent != Path() else home / given
+        if not given.is_absolute() and given.name != asked:  # from which folder, nobody can see
+            raise ConfigError({"out": f"{asked!r} is neither a name nor a whole path; write a "
+                                      f"name, which goes to {home}, or a path from its root on"})
+        path = home / given
         path = path if path.name.endswith(ending) else path.with_name(path.name + ending)
         if path.exists():
             raise ConfigError({"out": f"there is already {path}; choose another name"})

@@ -123,6 +123,9 @@ def _shown(result: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
              "changed": knobs.get(run, path) != leaf.default, "missing": path in lost}
             for path, leaf in LEAVES.items() if path not in OURS]
         found["recipe_of_source"] = not result.get("settings")
+        entry = algorithms.catalogue().get(run.network.algo)
+        if entry and result.get("settings") and entry.label not in result.get("summary", ""):
+            found["trained_as"] = entry.label  # as a DyLoRA, whose tensors are a LoRA's
     if out := result.get("out"):
         found["exists"] = Path(out).exists()
     return found

@@ -221,7 +221,7 @@ def _run(workspace: Workspace, run: RunFolder) -> dict[str, Any]:
 
 
 def _about(run: RunFolder) -> str:
-    """ "LoHa 4, full" from the run's settings."""
+    """ "LoHa 4, full" from the run's settings; without a dim where the algorithm has none."""
     status = run.config_file.stat()
     return _about_cached(run.config_file, status.st_mtime_ns)
 
@@ -231,7 +231,9 @@ def _about_cached(file: Path, modified: int) -> str:
     try:
         network = config.read_toml(file)["network"]
         entry = algorithms.catalogue().get(network["algo"])
-        return f"{entry.label if entry else network['algo']} {network['dim']}, {network['preset']}"
+        label = entry.label if entry else network["algo"]
+        dim = f" {network['dim']}" if entry is None or entry.has_dim else ""
+        return f"{label}{dim}, {network['preset']}"
     except (LycorisError, KeyError):
         return ""
 
@@ -258,8 +260,9 @@ def _find(workspace: Workspace, name: str) -> RunFolder:
 def _detail(described: dict[str, Any] | None) -> dict[str, Any]:
     if not described or "file" not in described:
         return {"detail": (described or {}).get("base", ""), "base": bool(described)}
-    return {"detail": f"{described['algorithms']}, {described['bytes'] / 2**20:.2f} MiB, "
-                      f"weight {described['weight']:g}", "base": False}
+    weight = "" if described["weight"] == 1 else f", weight {described['weight']:g}"
+    return {"detail": f"{described['algorithms']}, {described['bytes'] / 2**20:.2f} MiB{weight}",
+            "base": False}
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -153,7 +153,8 @@ class Workspace:
         """(label, path) of every adapter that is known, the newest first: runs, and what the tools
         made. A run is its folder, so that one of another folder is found whatever its name."""
         runs = [(run.path, run.adapter_file) for run in self.jobs.runs()]
-        found = sorted(((stamp, path) for path, file in [*runs, *_made(self.adapters_folder)]
+        made = _made(self.adapters_folder.resolve())  # as the results name them
+        found = sorted(((stamp, path) for path, file in [*runs, *made]
                         if (stamp := _stamp(file))), reverse=True)
         names = [path.name.removesuffix(".safetensors") for _, path in found]
         times = Counter(names)
@@ -181,10 +182,11 @@ class Workspace:
         return [self.jobs.run(parent / name) for name in names[:most]]
 
     def comparison(self, name: str = "") -> RunFolder | None:
-        """The comparison with that id; the latest where none is named."""
+        """The comparison with that id; the latest where none is named, but for one whose folder is
+        just being made."""
         found = self.comparisons()
         if not name:
-            return found[0] if found else None
+            return next((run for run in found if (run.path / "request.json").is_file()), None)
         return next((run for run in found if run_id(run.path) == name), None)
 
     def painted_root(self, name: str) -> Path | None:

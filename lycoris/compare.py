@@ -43,8 +43,9 @@ def check(run: Config, takers: Sequence[Contestant]) -> Family:
     """Refuse what cannot be painted before anything is loaded; returns the base's facts."""
     plan.check_names(run)
     problems = {}
-    if not takers:
-        problems["contestants"] = "nothing to compare; choose base or an adapter"
+    if len(takers) < 2:
+        problems["contestants"] = ("a comparison needs at least two contestants; base counts as "
+                                   "one, and sample paints with one alone")
     if not run.sample.prompts:
         problems["sample.prompts"] = "sample.prompts is empty; write at least one prompt"
     if not run.sample.seeds:

@@ -38,7 +38,6 @@ def adapter(path: Path, base: Path | None = None,
         label = f"{kind.name} dim {dim}" if kind.scaled else kind.name
         kinds[label] = kinds.get(label, 0) + 1
     trained, source = metadata.config_of(file.metadata), provenance.source_config(file.metadata)
-    counted = [shape for key, (_, shape) in file.entries.items() if not key.endswith(".alpha")]
     found = _layers(path, base, progress or Progress())
     norms = [row["norm"] for row in found["rows"] if row["norm"] is not None]
     return {
@@ -46,7 +45,7 @@ def adapter(path: Path, base: Path | None = None,
         "left_out": {**file.reading.ignored, **dict.fromkeys(file.reading.unread, "no adapter's")},
         "summary": contestants.summary(file),
         "layers": len(file.shapes), "kinds": kinds, "tensors": len(file.entries),
-        "parameters": sum(map(tensorfile.elements, counted)),
+        "parameters": sum(row["parameters"] for row in found["rows"]),
         "dtypes": sorted({dtype for dtype, _ in file.entries.values()}),
         "metadata": {key: value for key, value in file.metadata.items()
                      if key not in (metadata.CONFIG_KEY, provenance.SOURCE_CONFIG)},
@@ -102,13 +101,14 @@ def _opened(path: Path, base: Path | None) -> tuple[Deltas, dict[str, Any] | Non
 
 
 def _row(file: adapterfile.AdapterFile, name: str) -> dict[str, Any]:
-    """One layer's figures from the header."""
+    """One layer's figures from the header; its parameters are the numbers that were trained."""
     kind, dim, _ = file.kind(name)
     shapes = file.shapes[name]
+    untrained = {"alpha", *kind.facts, *(kind.keys[part] for part in kind.frozen)}
     return {"layer": name, "name": "", "algorithm": kind.name, "dim": dim, "alpha": None,
             "norm": None, "dora": "dora_scale" in shapes,
             "parameters": sum(tensorfile.elements(shape) for suffix, shape in shapes.items()
-                              if suffix not in ("alpha", *kind.facts))}
+                              if suffix not in untrained)}
 
 
 def run(path: Path) -> dict[str, Any]:

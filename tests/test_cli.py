@@ -286,3 +286,9 @@ def _wait(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: fl
         if process.poll() is not None and not ready():
             raise AssertionError(f"it ended with {process.returncode}: {process.stderr.read()}")
         time.sleep(0.02)
+
+
+def test_a_comparison_needs_two(lycoris: Verb, small: list[str], tmp_path: Path) -> None:
+    for words in ([], ["--adapter", "base"]):
+        code, found, _ = lycoris("compare", *small, *words, "--out", str(tmp_path / "alone"))
+        assert code == 2 and "at least two contestants" in found["error"]["message"]

@@ -267,6 +267,14 @@ def test_alpha_missing_means_scale_one(tmp_path: Path) -> None:
     assert torch.allclose(root[0].weight, plain + up @ down, atol=1e-5)
 
 
+@pytest.mark.parametrize("algo", ["tlora", "ia3", "diag-oft", "full"])
+def test_inspect_counts_what_was_trained(trained: Callable[[str], tuple[Path, Config]],
+                                         algo: str) -> None:
+    """As the plan did: not what a file keeps beside it, as the start of T-LoRA."""
+    path, run = trained(algo)
+    assert inspect.adapter(path)["parameters"] == plan.make(run).sizes.parameters
+
+
 def test_inspect_tells_what_is_in_a_file(trained: Callable[[str], tuple[Path, Config]]) -> None:
     path, run = trained("loha")
     found = inspect.adapter(path)

@@ -169,6 +169,9 @@ def test_where_it_is_written(workspace: Workspace, trained: Path, tmp_path: Path
     with pytest.raises(ConfigError, match="already") as caught:
         place(Resize(out="a-dim2"))
     assert list(caught.value.problems) == ["out"]
+    for elsewhere in ("../mine", "mine/", "a/b.safetensors"):
+        with pytest.raises(ConfigError, match="neither a name nor a whole path"):
+            place(Resize(out=elsewhere))
     assert place(Inspect()) is None
     evil = replace(made, adapters=(Contestant("../../a b", made.adapters[0].path),))
     assert toolwork.free_place(workspace, Resize(), evil) == home / "a-b-dim2.safetensors"
@@ -303,6 +306,24 @@ def test_made_adapters_are_known_like_runs(workspace: Workspace, trained: Path) 
     assert {label for label, _ in workspace.adapters()} == {
         "small", f"a in {trained.parent}", f"a in {workspace.adapters_folder}"}
     assert with_weights(["base", str(made)], "1, 0.5") == ["base", f"{made}:0.5"]
+
+
+def test_made_adapters_of_a_relative_folder_are_known_by_their_whole_path(
+        workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the results of tools name them: else a button brings a path where a name should be."""
+    made = adapter(workspace.adapters_folder / "small.safetensors")
+    monkeypatch.chdir(workspace.runs_folder.parent)
+    workspace.remember(knobs.replace(workspace.config, {"output.folder": "runs"}))
+    assert ("small", str(made.resolve())) in workspace.adapters()
+
+
+@pytest.mark.parametrize(("algo", "told"), [("dylora", "DyLoRA"), ("lora", None)])
+def test_what_an_adapter_was_trained_as_is_told_where_its_tensors_do_not(
+        workspace: Workspace, settings: Callable[..., Config], algo: str, told: str | None) -> None:
+    written = json.loads(json.dumps(asdict(settings(f"network.algo={algo}"))))
+    finish(job(workspace, "1"), {"settings": written, "summary": "LoRA, dim 2", "rows": []})
+    shown = toolviews.tool(workspace, {"tool": "inspect"})["result"]
+    assert shown.get("trained_as") == told
 
 
 def test_the_fields_of_a_rule() -> None:

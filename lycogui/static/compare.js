@@ -6,7 +6,7 @@ lyco.parts.compare = ({element}) => {
   const bar = h("div.row"), notes = h("div.notes"), body = h("div");
   const empty = h("div.empty", {}, h("b", {}, "Nothing painted yet"), "Choose two or more contestants above, write prompts, and press Paint: every contestant paints them from the same noise.");
   fill(root, empty, bar, notes, body);
-  let data = {id: ""}, wanted = "", mode = "Grid", left = "", right = "", wipe = .5, flipped = false, drawn = "";
+  let data = {id: ""}, wanted = "", mode = "Grid", left = "", right = "", wipe = .5, flipped = false, drawn = "", beside = "";
 
   const key = (prompt, seed, name) => JSON.stringify([prompt, seed, name]);
   const colour = name => { const others = data.contestants.filter(c => c.name !== "base").map(c => c.name); return name === "base" ? "" : ["a", "b"][others.indexOf(name)] || ""; };
@@ -23,8 +23,16 @@ lyco.parts.compare = ({element}) => {
     lyco.lightbox(pictures, Math.max(0, pictures.findIndex(p => p.here)));
   };
 
+  /* The seed over each column of pictures; where they stand in several rows, the seeds of each row. */
+  const seeds = () => {
+    const across = Math.min(4, data.seeds.length), rows = [];
+    for (let i = 0; i < data.seeds.length; i += across) rows.push(data.seeds.slice(i, i + across));
+    const told = rows.length === 1 ? rows[0].map(seed => h("span", {}, `seed ${seed}`)) : [h("span.whole", {}, `seeds ${rows.map(row => row.join(", ")).join("; ")}`)];
+    return [h("span"), ...data.contestants.map(() => h("div.pair.seeds.num", {across}, ...told.map(each => each.cloneNode(true))))];
+  };
   const grid = found => h("div.ab", {style: {gridTemplateColumns: `minmax(90px, 150px) repeat(${data.contestants.length}, minmax(120px, calc(${Math.min(4, data.seeds.length)} * (19vh + 4px))))`}},
     h("span"), ...data.contestants.map(c => h(`div.who.${colour(c.name) || "base"}`, {title: `${c.name}\n${c.detail || ""}`}, c.name, h("small", {}, c.detail || " "))),
+    ...(data.seeds.length > 1 ? seeds() : []),
     ...data.prompts.flatMap(prompt => [h("div.p", {}, prompt), ...data.contestants.map(c => h("div.pair", {across: Math.min(4, data.seeds.length)},
       ...data.seeds.map(seed => {
         const url = found.get(key(prompt, seed, c.name));
@@ -88,8 +96,11 @@ lyco.parts.compare = ({element}) => {
     empty.hidden = here; bar.hidden = notes.hidden = body.hidden = !here;
     if (!here) return;
     const names = data.contestants.map(c => c.name), trained = names.filter(name => name !== "base");
-    if (!names.includes(left)) left = trained[0] || names[0];
-    if (!names.includes(right)) right = trained[1] || names.find(name => name !== left) || names[0];
+    if (names.join("\n") !== beside) {  // other contestants: nobody has chosen among them yet
+      beside = names.join("\n");
+      left = trained[0] || names[0];
+      right = trained[1] || names.find(name => name !== left) || names[0];
+    }
     const now = JSON.stringify([data.id, data.state, data.cells.length, data.contestants, data.stage, mode, left, right, flipped]);
     if (now === drawn && !force) return;
     drawn = now;

@@ -104,6 +104,9 @@ lyco.gib = bytes => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
 /* Is the user typing? Then keys are theirs. */
 lyco.typing = () => ["INPUT", "TEXTAREA", "SELECT"].includes(document.activeElement?.tagName) || document.activeElement?.isContentEditable;
 
+/* "1 picture", "2 pictures" */
+lyco.some = (n, thing) => `${lyco.count(n)} ${thing}${n === 1 ? "" : "s"}`;
+
 /* A picture large, with what belongs to it; arrows walk through `pictures`. */
 lyco.lightbox = (pictures, start) => {
   let place = start;

@@ -47,7 +47,7 @@ lyco.parts.gallery = ({element}) => {
     if (data.problem) return [h("span.bad", {}, data.problem)];
     if (!data.items.length) return [h("b", {}, "No pictures here yet. "), "Put pictures (png, jpg, webp, bmp) into this folder, or choose another one."];
     const kinds = Object.entries(data.problems || {});
-    const parts = [h("b", {}, `${lyco.count(data.items.length)} pictures`), `, ${lyco.count(data.captioned)} with captions. `];
+    const parts = [h("b", {}, lyco.some(data.items.length, "picture")), `, ${lyco.count(data.captioned)} with captions. `];
     if (!kinds.length) parts.push("No problems. ");
     for (const [kind, names] of kinds)
       parts.push(h(data.only === kind ? "button.link.on" : "button.link", {title: "Show only these",

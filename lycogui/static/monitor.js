@@ -14,7 +14,7 @@ lyco.parts.monitor = ({element, trigger}) => {
   fill(element.querySelector(".monitor-root"), empty, main, samples, list);
   const plot = new lyco.Plot(canvas, tip);
   const held = new Map();  // id -> what follow has told so far
-  let runs = [], queue = [], chosen = "", beside = new Set(), drawnSamples = "";
+  let runs = [], queue = [], chosen = "", beside = new Set(), drawnSamples = "", picked = false;
 
   const short = run => run.error ? run.error.message : run.stage && run.state === "running" ? run.stage.name : "";
   const say = async (run, what) => {
@@ -50,13 +50,14 @@ lyco.parts.monitor = ({element, trigger}) => {
     const run = held.get(chosen);
     empty.hidden = !!run || runs.length > 0; main.hidden = !run; list.hidden = !runs.length; samples.hidden = !run?.samples.length;
     if (run) drawRun(run);
-    fill(table, ...runs.map(row));
+    fill(table, ...[...runs].sort((a, b) => turn(a) - turn(b)).map(row));
   };
   const drawRun = run => {
     const done = run.total ? run.step / run.total : 0, facts = [h("b", {title: run.folder}, run.name), h("span", {}, run.about)];
     if (run.state === "running" && run.stage) facts.push(h("span", {}, run.stage.total ? `${run.stage.name}, ${run.stage.done} of ${run.stage.total}` : run.stage.name));
-    if (run.step || run.state === "running") facts.push(h("span", {}, `step ${lyco.count(run.step)} of ${lyco.count(run.total)}`));
     if (run.state !== "running") facts.push(h("span", {}, WORDS[run.state]));
+    if (run.state === "done") facts.push(h("span", {}, `${lyco.count(run.step)} steps`));
+    else if (run.step || run.state === "running") facts.push(h("span", {}, `step ${lyco.count(run.step)} of ${lyco.count(run.total)}`));
     if (run.pace) facts.push(h("span", {}, run.pace < 1 ? `${(1 / run.pace).toFixed(1)} steps/s` : `${run.pace.toFixed(1)} s/step`));
     if (run.loss_avg !== null) facts.push(h("span", {}, `loss ${run.loss_avg.toFixed(4)}`));
     if (run.memory) facts.push(h("span", {}, `${lyco.gib(run.memory)} memory`));
@@ -98,31 +99,37 @@ lyco.parts.monitor = ({element, trigger}) => {
       h("figcaption.num", {}, h("b", {}, s.step ? `step ${s.step}` : "before"), s.prompt))));
     if (end) strip.scrollLeft = strip.scrollWidth;
   };
+  /* What runs first, then the queue in its order, then the earlier runs as they come: the newest first. */
+  const turn = run => ["running", "starting"].includes(run.state) ? 0 : queue.includes(run.id) ? 1 + queue.indexOf(run.id) : 1 + queue.length;
   const row = run => {
     const place = queue.indexOf(run.id);
-    return h(run.id === chosen ? "tr.on" : "tr", {onclick: () => { chosen = run.id; beside = new Set(partner(run)); look(); }, tabIndex: 0,
+    return h(run.id === chosen ? "tr.on" : "tr", {onclick: () => { chosen = run.id; picked = true; beside = new Set(partner(run)); look(); }, tabIndex: 0,
       onkeydown: event => event.key === "Enter" && event.currentTarget.click()},
       h("td", {title: run.folder}, h("b", {}, run.name)), h("td.note", {}, run.about),
       h("td", {title: short(run)}, h(`span.state.${run.state}`, {}, place >= 0 ? `waiting, number ${place + 1}` : WORDS[run.state] || run.state)),
       h("td.n", {}, `${lyco.count(run.step)} / ${lyco.count(run.total)}`), h("td.n", {}, run.loss_avg === null ? "" : run.loss_avg.toFixed(4)),
       h("td.n", {}, run.bytes ? lyco.mib(run.bytes) : ""),
-      h("td", {}, run.id === chosen ? null : h("button", {title: "Draw its curve over the other", onclick: event => {
+      h("td", {}, run.id === chosen || run.loss_avg === null ? null : h("button", {title: "Draw its curve over the other", onclick: event => {
         event.stopPropagation(); beside.has(run.id) ? beside.delete(run.id) : beside.add(run.id); look();
       }}, beside.has(run.id) ? "hide curve" : "show curve")));
   };
   const home = run => run.folder.slice(0, -run.name.length);
   const partner = run => runs.filter(r => r.name === run.pair?.with && home(r) === home(run)).map(r => r.id);
 
+  /* A run that begins comes on screen, but not over an earlier one that somebody is looking at. */
   let active = "";
   const look = lyco.poll(element, 1, async () => {
     ({runs, queue} = await lyco.api("all_runs"));
     const going = runs.find(r => r.state === "running" || r.state === "starting");
-    if (going && going.id !== active) { active = going.id; chosen = going.id; beside = new Set(partner(going)); }
-    if (!going) active = "";
+    if (going && going.id !== active) {
+      if (!picked || chosen === active) { chosen = going.id; beside = new Set(partner(going)); }
+      active = going.id;
+    }
+    if (going?.id === chosen) picked = false;
     if (!runs.some(r => r.id === chosen)) { chosen = runs[0]?.id || ""; beside = new Set(runs[0] ? partner(runs[0]) : []); }
     for (const id of [chosen, ...beside].filter(id => runs.some(r => r.id === id))) await take(id);
     draw();
   });
   log.addEventListener("toggle", look);
-  lyco.lookAtRuns = look;
+  lyco.lookAtRuns = () => { picked = false; look(); };
 };

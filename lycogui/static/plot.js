@@ -30,21 +30,25 @@ lyco.Plot = class {
     const at = v => this.log ? Math.log10(Math.max(v, 1e-8)) : v;
     const y = v => box.top + (box.bottom - box.top) * (1 - (at(v) - at(low)) / (at(high) - at(low) || 1));
     this.grid(g, {x, y, box, low, high, last, ink, line, rate});
-    for (const one of all) this.curve(g, one, {x, y, box});
+    for (const one of all) this.curve(g, one, {x, y: v => Math.max(box.top, y(v))});
     this.rates(g, all, {x, rate, ink});
     this.marks(g, {x, box});
     this.tell(g, all, {x, y, box, last, ink});
   }
 
   range(all) {
-    let low = Infinity, high = -Infinity;
+    let low = Infinity, high = -Infinity, most = -Infinity;
     for (const {points} of all) {
       const from = Math.min(points.length - 1, Math.floor(points.length * .02));
       points.forEach(([, loss, average], i) => {
-        for (const v of i < from ? [average] : [loss, average]) if (isFinite(v) && v !== null) { low = Math.min(low, v); high = Math.max(high, v); }
+        for (const v of [loss, average]) if (isFinite(v) && v !== null) {
+          low = Math.min(low, v); most = Math.max(most, v);
+          if (i >= from || v === average) high = Math.max(high, v);
+        }
       });
     }
     if (!isFinite(low)) return [0, 1];
+    if (this.log || most - low < 2 * (high - low)) high = most;  // else the first steps would press all others flat
     const room = (high - low || high || 1) * .08;
     return [this.log ? Math.max(low * .9, 1e-6) : Math.max(0, low - room), high + room];
   }

@@ -69,7 +69,7 @@ lyco.parts.tools = ({element, props, trigger, watch}) => {
     const alphas = [...new Set((result.rows || []).map(row => row.alpha).filter(alpha => alpha !== null && alpha !== undefined))].map(alpha => +alpha.toPrecision(4)).sort((a, b) => a - b);
     const made = result.made, args = fact(meta.ss_network_args);
     const facts = [
-      ["Algorithm", result.summary], ["Alpha", alphas.length > 1 ? `${alphas[0]} to ${alphas.at(-1)}` : alphas.join()], ["Factor", args.factor], ["Layers", lyco.count(result.layers)], ["Parameters", lyco.count(result.parameters)],
+      ["Algorithm", result.summary], ["Trained as", result.trained_as], ["Alpha", alphas.length > 1 ? `${alphas[0]} to ${alphas.at(-1)}` : alphas.join()], ["Factor", args.factor], ["Layers", lyco.count(result.layers)], ["Parameters", lyco.count(result.parameters)],
       ["File", h("span", {}, mib(result.bytes), h("small", {}, ` ${lyco.count(result.bytes)} bytes`))],
       ["Precision", (result.dtypes || []).map(name => ({F16: "fp16", BF16: "bf16", F32: "fp32"}[name] || name)).join(", ")], ["Keys", result.dialect],
       ["Norm of all layers", number(result.total_norm)], ["Trained on", meta.ss_sd_model_name || meta["modelspec.architecture"]],
@@ -118,6 +118,7 @@ lyco.parts.tools = ({element, props, trigger, watch}) => {
       h("div.plan.results", {}, before, size(result.bytes, whole ? "on disk," : data.before ? "now, exactly" : "exactly"), error,
         whole ? figure(lyco.count(result.files.length), "files", "rewritten, the others as they were") : figure(lyco.count(result.parameters), "", `parameters, ${result.dtype}, ${result.dialect} keys`)),
       ...(result.notes || []).map(text => h("p.note.warn", {}, text)),
+      data.before && !whole && data.tool === "resize" && result.bytes > data.before ? h("p.note.warn", {}, "It is larger than before: what took few numbers takes many as a LoRA. Use the original wherever a program reads it.") : null,
       result.error > .3 ? h("p.note.warn", {}, `${percent(result.error)} of the change is lost: it will paint visibly differently. Raise dim, or keep a share of the norm.`) : null,
       bars(result.layers, views.filter(v => result.layers.some(row => row[v.key] > 0) || v.key === "error"), "No layer changed."),
       whole ? folded(`Files rewritten (${result.files.length})`, [{name: "File"}], result.files.map(file => [h("span.mono", {}, file)])) : layers(result.layers, [{name: "Norm", write: row => number(row.norm)}, {name: "Error", write: row => percent(row.error)}]),

@@ -72,7 +72,7 @@ def connect(page: Page) -> None:
     def apply(trigger: str, find: str, replace: str) -> tuple[list[Edit], str]:
         edits = planned(trigger, find, replace)
         captions.apply(edits)
-        tell(f"{len(edits)} captions changed.")
+        tell(f"{_captions(edits)} changed.")
         return edits, preview(trigger, find, replace)
 
     @shown
@@ -82,8 +82,8 @@ def connect(page: Page) -> None:
         same = [edit for edit in edits if captions.read(edit.picture)[0] == edit.after]
         captions.apply(captions.reverted(same))
         others = len(edits) - len(same)
-        tell(f"{len(same)} captions are as they were." + (
-            f" {others} had been changed since; those stay." if others else ""))
+        tell(f"{_captions(same)} {'is as it was' if len(same) == 1 else 'are as they were'}." + (
+            f" {others} had been changed since and stayed." if others else ""))
         return []
 
     @shown
@@ -93,7 +93,7 @@ def connect(page: Page) -> None:
                  for path, before in workspace.dataset(workspace.config).captions()
                  if not (before or "").strip()]
         captions.apply(edits)
-        tell(f"{len(edits)} captions written.")
+        tell(f"{_captions(edits)} written.")
         return edits
 
     @shown
@@ -120,7 +120,9 @@ def listed(edits: Sequence[Edit]) -> str:
         f"<td><del>{html.escape(edit.before or '(none)')}</del><br>"
         f"<ins>{html.escape(edit.after or '')}</ins></td></tr>" for edit in edits[:SHOWN])
     more = f"<p class='note'>and {len(edits) - SHOWN} more</p>" if len(edits) > SHOWN else ""
-    return (f"<p class='note'><b>{len(edits)} captions would change:</b></p>"
+    return (f"<p class='note'><b>{_captions(edits)} would change:</b></p>"
             f"<table class='algos edits'>{rows}</table>{more}")
 
 
+def _captions(edits: Sequence[Edit]) -> str:
+    return "1 caption" if len(edits) == 1 else f"{len(edits)} captions"

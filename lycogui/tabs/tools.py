@@ -207,9 +207,10 @@ def connect_looks(page: Page, sources: Mapping[str, Any], inputs: set[Any]) -> N
 
     on(tool.change, choose, inputs=[tool, page["tool view"]],
        outputs=[page["tool about"], page["tool view"]])
-    gr.on([part.change for part in inputs], look, inputs=inputs,
-          outputs=[page["tool go"], page["tool facts"], *cuts, *outs],
+    shown_by = [page["tool go"], page["tool facts"], *cuts, *outs]
+    gr.on([part.change for part in inputs], look, inputs=inputs, outputs=shown_by,
           api_visibility="private", show_progress="hidden", trigger_mode="always_last")
+    on(page["tool view"].done, look, inputs=inputs, outputs=shown_by)  # a name is taken by now
     for event in (page["tools tab"].select, page["tool view"].done):
         on(event, fresh, inputs=[adapter, adapters], outputs=[adapter, adapters])
     on(page["tuned choose"].click, shown(browse), inputs=page["tuned"], outputs=page["tuned"])
