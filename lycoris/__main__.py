@@ -182,6 +182,12 @@ def dataset(options: argparse.Namespace, terminal: Terminal, signals: Signals) -
     return 0
 
 
+def calibrate(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
+    from . import calibration
+
+    return calibration.verb(options, terminal, signals, config.settings(options.settings))
+
+
 def demo(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
     """The whole story: LoRA, a LoHa of the same size, and both beside the base."""
     from . import families, plan
@@ -237,8 +243,9 @@ def _stamp() -> str:
 
 VERBS: dict[str, Callable[[argparse.Namespace, Terminal, Signals], int]] = {
     "train": train, "sample": sample, "compare": compare, "caption": caption, "dataset": dataset,
-    "estimate": estimate.run, "demo": demo, "inspect": tools.inspect, "merge": tools.merge,
-    "extract": tools.extract, "resize": tools.resize, "convert": tools.convert}
+    "estimate": estimate.run, "calibrate": calibrate, "demo": demo, "inspect": tools.inspect,
+    "merge": tools.merge, "extract": tools.extract, "resize": tools.resize,
+    "convert": tools.convert}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ An `Adapter` holds one layer's small tensors and says what the layer's weight be
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,35 @@ from .paths import Choice, choose
 Operator = Callable[[Tensor, Tensor], Tensor]
 SCALAR, LENGTHS = "scalar", "dora_scale"  # the shell's tensors among the algorithm's
 SHRINKS = 30  # a norm that is not linear in the tensors needs more than one
+
+
+def cost_of(assignment: Assignment) -> Cost:
+    """The algorithm's cost under the shell.
+
+    With DoRA on the output the rows' new lengths can multiply the output; they are measured once,
+    without a gradient. Any other DoRA needs W + dW. A trained scalar needs what it multiplies.
+    """
+    layer, extras = assignment.layer, assignment.extras
+    cost = assignment.algorithm.cost(layer)
+    if assignment.has_scalar:
+        cost = replace(cost, kept=cost.kept + layer.out)
+    if assignment.dora_shape() is None:
+        return cost
+    simple = extras.dora_on_output and extras.dora_detach and not assignment.algorithm.around
+    if not simple or cost.token is None:
+        return Cost(None, cost.build)
+    return replace(cost, token=cost.token + 2 * TOUCH * layer.out, kept=cost.kept + layer.out,
+                   once=cost.build / 4 + 2 * TOUCH * elements(layer.shape))
+
+
+def takes_aside(assignment: Assignment, cost: Cost, tokens: int, learning: bool) -> bool:
+    """Does the layer's forward go without dW, for so many positions?"""
+    if assignment.algorithm.timed:
+        return True  # each picture of a batch has a timestep and so a dW of its own
+    around = assignment.algorithm.around or assignment.dora_shape() is not None
+    if assignment.has_scalar and around:
+        return False
+    return choose(assignment.layer, cost, tokens, learning).goes_aside
 
 
 class Adapter(nn.Module):
@@ -39,19 +69,7 @@ class Adapter(nn.Module):
         self._derived: tuple[str, ...] = ()
         self.origin: Tensor | None = None  # W, where a tensor holds W + dW
         self.size = elements(self.layer.shape)
-        self.cost = self._cost()
-
-    def _cost(self) -> Cost:
-        """With DoRA on the output the rows' new lengths can multiply the output; they are measured
-        once, without a gradient. Any other DoRA needs W + dW."""
-        cost, extras = self.algorithm.cost(self.layer), self.extras
-        if self.dora_scale is None:
-            return cost
-        simple = extras.dora_on_output and extras.dora_detach and not self.algorithm.around
-        if not simple or cost.token is None:
-            return Cost(None, cost.build)
-        return Cost(cost.token + 2 * TOUCH * self.layer.out, cost.build,
-                    cost.build / 4 + 2 * TOUCH * self.size)
+        self.cost = cost_of(assignment)
 
     @property
     def around(self) -> bool:
@@ -167,7 +185,9 @@ class Adapter(nn.Module):
             if self.origin is not None and onto is weight and multiplier == 1.0:
                 changed = p[self.algorithm.whole]
             elif LENGTHS not in p:
-                changed = onto + self.scaled_delta(weight, multiplier, p)
+                changed = self._onto(onto, multiplier, p)
+                if changed is None:
+                    changed = onto + self.scaled_delta(weight, multiplier, p)
             else:
                 full = weight + self.scaled_delta(weight, 1.0, p)
                 own = full.detach() if self.extras.dora_detach else full
@@ -178,6 +198,13 @@ class Adapter(nn.Module):
         if shift is not None and bias is not None:
             bias = bias.to(shift.dtype) + multiplier * shift
         return changed, bias
+
+    def _onto(self, onto: Tensor, multiplier: float, p: Tensors) -> Tensor | None:
+        """onto + multiplier * scale * dW as one operation, where the algorithm has one."""
+        if SCALAR in p or not self.algorithm.linear or torch.compiler.is_compiling():
+            return None
+        return self.algorithm.onto(p, self.layer, onto,
+                                   multiplier * self.algorithm.scale(self.layer))
 
     def change(self, weight: Tensor, multiplier: float, p: Tensors | None = None) -> Tensor:
         """W' - W at the given strength."""
@@ -207,13 +234,9 @@ class Adapter(nn.Module):
         return choose(self.layer, self.cost, tokens, learning)
 
     def goes_aside(self, tokens: int, learning: bool) -> bool:
-        if self.algorithm.timed:
-            return True  # each picture of a batch has a timestep and so a dW of its own
-        if self.scalar is not None and self.around:
-            return False
         if self.dora_scale is not None and self.multiplier != 1.0:
             return False
-        return self.choice(tokens, learning).goes_aside
+        return takes_aside(self.assignment, self.cost, tokens, learning)
 
     def factor(self) -> float:
         return self.multiplier * self.algorithm.scale(self.layer)

@@ -57,6 +57,10 @@ def _parser(description: str) -> argparse.ArgumentParser:
     count.add_argument("--batch", metavar="FILE", help="answer a line of JSON, {path: value}, with "
                        "a line; - for standard input")
     _tools(verb)
+    speed = verb("calibrate", "A few real steps on this machine: how long will the run take?",
+                 settings)
+    speed.add_argument("--follow", help="folder for events.jsonl and result.json, to be followed "
+                                        "by others")
     story = verb("demo", "LoRA and LoHa on the embedded model, then both compared.", settings)
     story.add_argument("--out", help="folder for the runs and the comparison")
     return parser

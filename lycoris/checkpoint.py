@@ -64,6 +64,11 @@ def prune(folder: Path, stem: str, step: int, keep: int) -> None:
         durable.remove(old)
 
 
+def newest(folder: Path) -> int:
+    """The step of the newest state; 0 where there is none."""
+    return max(_numbered(folder, "step"), default=0)
+
+
 def found(folder: Path) -> list[Path]:
     """The states in a folder, the oldest first."""
     return list(_numbered(folder, "step").values())

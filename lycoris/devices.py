@@ -6,12 +6,14 @@ an NVIDIA card's facts come from nvidia-smi; only where there is none is PyTorch
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -120,7 +122,41 @@ def _card(name: str, moment: float) -> Card | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: on the device where it counts them, else the process's now."""
+    """Most bytes in use so far: on the device where it counts them, else the process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return psutil.Process().memory_info().rss
+    return _most_resident()
+
+
+class Meter:
+    """The most memory in use from when it is made: PyTorch's on CUDA, else by how much the process
+    grew at its highest over what it was."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = 0
+        else:
+            _forget_most()
+            self._before = psutil.Process().memory_info().rss
+
+    def peak(self) -> int:
+        return max(0, peak_memory(self.device) - self._before)
+
+
+def _most_resident() -> int:
+    """The process's highest resident memory; what it is now where the system keeps no record."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text("utf-8", "replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    memory = psutil.Process().memory_info()
+    return getattr(memory, "peak_wset", memory.rss)
+
+
+def _forget_most() -> None:
+    """Let the record begin now; Linux alone can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", "ascii")

@@ -80,6 +80,16 @@ class Saved(Event):
 
 
 @dataclass(frozen=True)
+class Measured(Event):
+    """At a run's end: the highest memory in bytes as it was predicted and as it was, and steps a
+    second without the first ones (0 where there were too few)."""
+
+    predicted: int
+    memory: int
+    steps_per_second: float
+
+
+@dataclass(frozen=True)
 class Warned(Event):
     text: str
     fix: str = ""
@@ -103,7 +113,8 @@ class Finished(Event):
 
 
 KINDS = {kind.__name__.lower(): kind
-         for kind in (Started, Resumed, Stage, Step, Sampled, Saved, Warned, Failed, Finished)}
+         for kind in (Started, Resumed, Stage, Step, Sampled, Saved, Measured, Warned, Failed,
+                      Finished)}
 
 
 def to_dict(event: Event, at: float | None = None) -> dict[str, Any]:

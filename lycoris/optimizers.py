@@ -17,21 +17,39 @@ from .registry import pick
 
 @dataclass(frozen=True)
 class Row:
-    """`path` is module:class; `state_bytes` are kept per trained parameter."""
+    """`path` is module:class; `state_bytes` are kept per trained parameter, FULL_STATE in tensors
+    of fewer than `least` elements."""
 
     name: str
     path: str
     state_bytes: float
     needs: str = ""
     note: str = ""
+    least: int = 0
 
 
+FULL_STATE = 8.0  # two moments in fp32
 SETTINGS = ("lr", "weight_decay")  # what the section [optimizer] says itself
 ROWS = {row.name: row for row in (
     Row("AdamW", "torch.optim:AdamW", 8, note="Two moments in fp32."),
     Row("AdamW8bit", "bitsandbytes.optim:AdamW8bit", 2, needs="bitsandbytes",
-        note="Two moments in 8 bits, in blocks; tensors under 4,096 elements stay in fp32."),
+        note="Two moments in 8 bits, in blocks; tensors under 4,096 elements stay in fp32.",
+        least=4096),
 )}
+
+
+def state_bytes(name: str, elements: int) -> float:
+    """Bytes the optimiser keeps for one trained tensor."""
+    row = ROWS[name]
+    return elements * (FULL_STATE if elements < row.least else row.state_bytes)
+
+
+def smaller(name: str) -> str | None:
+    """The optimiser of the least state that does as this one; None where there is none."""
+    own = ROWS[name]
+    rivals = [row for row in ROWS.values()
+              if row.state_bytes < own.state_bytes and row.name.startswith(own.name)]
+    return min(rivals, key=lambda row: row.state_bytes).name if rivals else None
 
 
 def make(name: str, groups: Iterable[Mapping[str, Any]], weight_decay: float,

@@ -83,6 +83,7 @@ class History:
     resumes: list[int] = field(default_factory=list)
     samples: list[events.Sampled] = field(default_factory=list)
     saves: list[events.Saved] = field(default_factory=list)
+    measured: events.Measured | None = None
     warnings: list[events.Warned] = field(default_factory=list)
     failed: events.Failed | None = None
     finished: events.Finished | None = None
@@ -111,6 +112,8 @@ class History:
                 self.samples.append(event)
             case events.Saved():
                 self.saves.append(event)
+            case events.Measured():
+                self.measured = event
             case events.Warned():
                 self.warnings.append(event)
             case events.Failed():

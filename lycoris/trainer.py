@@ -18,11 +18,14 @@ from . import (
     checkpoint,
     config,
     devices,
+    disk,
     durable,
     events,
+    machine,
     metadata,
     objectives,
     optimizers,
+    relief,
     sampling,
     schedules,
     streams,
@@ -34,6 +37,7 @@ from .data import cache, captions
 from .data.loader import Batches
 from .errors import ConfigError, DiskError, Diverged, OutOfMemory
 from .families import Model
+from .memory import ENCODING, LOADING, PAINTING
 from .network import LycorisNetwork, Norms
 from .plan import Plan, facts_of, shows_thumbnail
 from .registry import pick
@@ -41,7 +45,6 @@ from .registry import pick
 Emit = Callable[[events.Event], None]
 Asked = Callable[[], set[str]]
 AVERAGE = 0.9  # decay of the loss's moving average
-LOADING, ENCODING, PAINTING = "loading the model", "encoding the pictures", "painting samples"
 BUILDING = "building the adapter"
 
 
@@ -56,15 +59,15 @@ def run(plan: Plan, where: Path, emit: Emit, asked: Asked) -> events.Finished:
     try:
         session.prepare(asked)
         return session.train(asked)
-    except _Stopped:
+    except Halted:
         ended = events.Finished("stopped", 0, "")
         emit(ended)
         return ended
     except torch.OutOfMemoryError as error:
-        raise OutOfMemory(session.doing, _lighter(plan, session.doing)) from error
+        raise OutOfMemory(session.doing, relief.after_failure(plan, session.doing)) from error
 
 
-class _Stopped(Exception):
+class Halted(Exception):
     """Asked to stop before the first step: there is nothing to save."""
 
 
@@ -84,9 +87,11 @@ class Session:
         self.device = devices.choose(run.train.device)
         self.precision = devices.precision(run.train.precision, self.device)
         durable.sweep(self.where)
+        disk.require(self.plan, self.where)
         emit(events.Stage(LOADING, 0, 0))
         self.model: Model = self.plan.family.load(
             self.device, devices.base_dtype(run.model.dtype, self.precision))
+        self.watch = machine.Watch(self.plan, self.device)
         self.doing = ENCODING
         pictures = self.plan.dataset.readable if self.plan.dataset else ()
         self.latents = cache.encode(
@@ -109,7 +114,7 @@ class Session:
     def _report(self, done: int, total: int, asked: Asked) -> None:
         self.emit(events.Stage(self.doing, done, total))
         if "stop" in asked():
-            raise _Stopped
+            raise Halted
 
     def _now_and_then(self, asked: Asked) -> Callable[[int, int], None]:
         """`_report` for what is done in a moment on most machines: silent for half a second."""
@@ -173,12 +178,13 @@ class Session:
                  if run.train.max_norm else Norms())
         average = loss if step == 0 else AVERAGE * self.progress.loss_avg + (1 - AVERAGE) * loss
         self.progress = replace(self.progress, step=step + 1, loss_avg=average)
+        self.watch.seconds.append(time.perf_counter() - began)
         self.emit(events.Step(
             step=step + 1,
             epoch=round((step + 1) * run.train.accumulate / self.batches.per_epoch, 4),
             loss=loss, loss_avg=average, lr=run.optimizer.lr * rate, grad_norm=norm,
             capped=norms.capped, norm_mean=norms.mean, norm_max=norms.most,
-            sec=round(time.perf_counter() - began, 5),
+            sec=round(self.watch.seconds[-1], 5),
             memory=devices.peak_memory(self.device)))
 
     def _loss(self, step: int, micro: int) -> Tensor:
@@ -248,7 +254,7 @@ class Session:
 
         Returns what was asked meanwhile; a stop ends the painting.
         """
-        run, step = self.plan.config, self.progress.step
+        run, step, began = self.plan.config, self.progress.step, time.perf_counter()
         heard: set[str] = set()
 
         def stopped() -> bool:
@@ -269,12 +275,14 @@ class Session:
             sampling.write_png(self.where / name, image, texts)
             self.emit(events.Sampled(step, index, name, jobs[index].prompt, jobs[index].seed))
             self.emit(events.Stage(self.doing, index + 1, len(jobs)))
+        if "stop" not in heard:
+            self.watch.took("sample", began, len(jobs))
         self.model.train_mode(checkpointing=run.train.gradient_checkpointing)
         return heard
 
     def save(self) -> None:
         """A checkpoint: the state to resume from, then the adapter file, then the old ones go."""
-        self.doing = "saving"
+        self.doing, began = "saving", time.perf_counter()
         self._save_state()
         name = config.run_name(self.plan.config)
         folder = durable.make_folder(self.where / "checkpoints")
@@ -283,13 +291,16 @@ class Session:
         keep = self.plan.config.train.keep_checkpoints
         if keep:
             self._unless_held(checkpoint.prune, folder, name, self.progress.step, keep)
+        self.watch.took("checkpoint", began, 1)
 
     def finish(self, reason: str) -> events.Finished:
         self.doing = "saving"
         if not self.progress.step:
-            raise _Stopped
+            raise Halted
         self._save_state()
         path = self._save_adapter(self.where / f"{config.run_name(self.plan.config)}.safetensors")
+        self._unless_held(self.watch.learn, "run")
+        self.emit(self.watch.event())
         ended = events.Finished(reason, self.progress.step, path.name)
         self.emit(ended)
         return ended
@@ -366,29 +377,3 @@ def _optimizer(plan: Plan, network: LycorisNetwork) -> torch.optim.Optimizer:
     if not groups:
         raise ConfigError({"optimizer.lr": "every learning rate is 0, so nothing would learn"})
     return optimizers.make(settings.name, groups, settings.weight_decay, settings.args)
-
-
-def _lighter(plan: Plan, doing: str) -> list[str]:
-    """Settings that take less memory in what was being done, the cheapest to give up first.
-
-    What changes what the run is about needs a new one; the rest can be changed on resuming.
-    """
-    run = plan.config
-    smaller = f"start a new run with a lower dataset.resolution than {run.dataset.resolution}"
-    if doing == ENCODING:
-        return [smaller]
-    if doing == PAINTING:
-        return ["resume with a lower sample.width and sample.height", "resume with sample.every=0"]
-    found = []
-    if run.model.dtype != "auto" or run.train.precision == "fp32":
-        found.append("resume with train.precision=auto and model.dtype=auto")
-    if doing == LOADING:
-        return [*found, "close other programs that use the device"]
-    if not run.train.gradient_checkpointing:
-        found.append("resume with train.gradient_checkpointing=true")
-    if run.train.batch_size > 1:
-        found.append(f"start a new run with train.batch_size={run.train.batch_size // 2} and "
-                     f"train.accumulate={run.train.accumulate * 2}")
-    if run.optimizer.name == "AdamW":
-        found.append("start a new run with optimizer.name=AdamW8bit")
-    return [*found, smaller]

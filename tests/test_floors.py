@@ -19,17 +19,20 @@ FLOORS = {
         "unetnames", "paths", "products", "quantised", "lowrank", "progress"),
     3: ("data", "assignments", "sizes", "published", "metadata", "thumbnail", "plan", "adapterfile",
         "adapter", "slot", "network", "checkpoint", "sampling", "contestants", "grid", "wrapper",
-        "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance"),
+        "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance", "footprint",
+        "holding", "memory", "relief", "machine", "disk", "tracing", "activations"),
     4: ("trainer", "sample", "compare", "caption", "inspect", "merge", "extract", "resize",
         "convert"),
-    5: ("arguments", "terminal", "follow", "tools", "estimate", "__main__", "__init__"),
+    5: ("arguments", "terminal", "follow", "tools", "estimate", "calibration", "__main__",
+        "__init__"),
 }
 # An entry that is another with one thing changed.
 INHERITS = {"dylora": "lora", "boft": "diag_oft", "sdxl": "sd"}
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 # What the page may know of the engine: facts, names, the plan; never weights.
 FOR_THE_PAGE = {"errors", "durable", "knobs", "config", "events", "runs", "devices", "families",
-                "algorithms", "captioners", "plan", "contestants", "data.folder", "data.captions"}
+                "algorithms", "captioners", "footprint", "memory", "relief", "machine", "disk",
+                "plan", "contestants", "data.folder", "data.captions"}
 HEAVY = {"diffusers", "transformers", "accelerate", "bitsandbytes", "tokenizers"}
 CELLAR_MAY_USE = {"psutil"}  # a process's start time, on every system
 

@@ -10,14 +10,14 @@ file cut to its first k ranks paints what that prefix was trained to.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from ..knobs import Knob
-from . import Layer, Shape
+from . import Cost, Layer, Shape
 from .lora import Lora
 
 
@@ -65,6 +65,11 @@ class Dylora(Lora):
         p["up"] = up.detach() * before.view(columns) + up * now.view(columns)
         p["down"] = down.detach() * before.view(rows) + down * now.view(rows)
         return p
+
+    def cost(self, layer: Layer) -> Cost:
+        """The masked factors are new tensors."""
+        found = super().cost(layer)
+        return replace(found, made=self.dim * (layer.out + layer.fan_in))
 
     @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:

@@ -63,7 +63,8 @@ class Glora(Algorithm):
     def cost(self, layer: Layer) -> Cost:
         r = self.dim
         return Cost(3.0 * r * (2 * layer.inp + layer.out + layer.fan_in),
-                    8.0 * r * layer.out * layer.fan_in)
+                    8.0 * r * layer.out * layer.fan_in,
+                    kept=2.0 * r + (layer.inp if layer.kernel else 0))
 
     def through(self, p: Tensors, x: Tensor, layer: Layer, inner: Inner, factor: float) -> Tensor:
         seen = x + pointwise(pointwise(x, p["a2"], 1.0, None), p["a1"], factor, None)

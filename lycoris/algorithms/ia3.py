@@ -63,7 +63,9 @@ class Ia3(Algorithm):
         return weight * p["weight"].reshape(sides)
 
     def cost(self, layer: Layer) -> Cost:
-        return Cost(3.0, 3.0 * layer.out * layer.fan_in)
+        on_input = self.options.train_on_input
+        return Cost(3.0, 3.0 * layer.out * layer.fan_in, kept=0.0 if on_input else layer.out,
+                    keeps_input=on_input)
 
     def through(self, p: Tensors, x: Tensor, layer: Layer, inner: Inner, factor: float) -> Tensor:
         if self.options.train_on_input:

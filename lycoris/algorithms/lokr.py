@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..knobs import Knob
-from ..products import added, pointwise
+from ..products import added, channelwise, linear_slopes, pointwise
 from . import TOUCH, Algorithm, Cost, Layer, Operator, Shape, Tensors, elements, factorization
 
 
@@ -32,6 +33,11 @@ class LokrOptions:
         "Give the small block the larger share of the outputs.", label="Unbalanced")] = False
     use_tucker: Annotated[bool, Knob("On convolutions, split the kernel off into a small tensor of "
                                      "its own.", label="Tucker decomposition")] = False
+
+
+# Three products of w1 with the blocks of one position take as long as so many multiply-adds of a
+# large product, however small they are (benchmarks/step_cost.py).
+SMALL = 75e3
 
 
 class Lokr(Algorithm):
@@ -117,12 +123,25 @@ class Lokr(Algorithm):
         out_k, in_n = layer.out // out_l, layer.fan_in // in_m
         if "w2_a" in shapes and "t2" not in shapes:  # w1 meets x between the two thin factors
             r = shapes["w2_b"][0]
-            token = 3.0 * r * (layer.fan_in + layer.out + in_m * out_l) + TOUCH * r * (in_m + out_l)
+            token = 3.0 * r * (layer.fan_in + layer.out + in_m * out_l) + SMALL
+            kept = r * (in_m + out_l)
         elif layer.kind == "linear":
-            token = 3.0 * out_l * in_n * (out_k + in_m) + 1.5 * TOUCH * out_l * in_n
+            token = 3.0 * out_l * in_n * (out_k + in_m) + 1.5 * TOUCH * out_l * in_n + SMALL
+            kept = out_l * in_n
         else:
             token = 3.0 * in_m * out_k * (in_n + out_l)
-        return Cost(token, 4.0 * layer.out * layer.fan_in)
+            kept = in_m * out_k
+        return Cost(token, 4.0 * layer.out * layer.fan_in, kept=kept)
+
+    def joined(self, p: Tensors, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None,
+               factor: float) -> Tensor:
+        return _Blocks.apply(x, weight, bias, _small(p), p.get("w2_b"), p.get("w2", p.get("w2_a")),
+                             factor)
+
+    def onto(self, p: Tensors, layer: Layer, weight: Tensor, factor: float) -> Tensor:
+        w2 = _large(p)
+        return _Kronecker.apply(weight.flatten(1), _small(p), w2.reshape(w2.shape[0], -1),
+                                factor).view(layer.shape)
 
     def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
               y: Tensor | None) -> Tensor:
@@ -132,8 +151,7 @@ class Lokr(Algorithm):
             hidden, last = x.reshape(-1, in_m, x.shape[-1] // in_m), p.get("w2")
             if last is None:  # the blocks of x meet w1 where they are smallest
                 hidden, last = hidden @ p["w2_b"].t(), p["w2_a"]
-            small = w1.to(hidden.dtype).expand(hidden.shape[0], *w1.shape)
-            hidden = torch.bmm(small, hidden)  # faster than a broadcast product of so many
+            hidden = _mixed(w1.to(hidden.dtype), hidden)
             if y is None:
                 y = (hidden @ last.t().to(hidden.dtype)).view(*x.shape[:-1], layer.out)
                 return y if factor == 1.0 else y * factor
@@ -143,7 +161,7 @@ class Lokr(Algorithm):
         hidden = op(x.reshape(-1, x.shape[1] // in_m, *x.shape[2:]), w2)
         places = hidden.shape[2:]
         hidden = hidden.reshape(x.shape[0], in_m, -1)
-        return added(y, (w1 @ hidden).view(x.shape[0], layer.out, *places), factor)
+        return added(y, channelwise(w1, hidden).view(x.shape[0], layer.out, *places), factor)
 
     @classmethod
     def layer_shape(cls, found: Mapping[str, Shape]) -> tuple[Shape, bool] | None:
@@ -183,6 +201,68 @@ def _large(p: Tensors) -> Tensor:
     if "t2" in p:
         return torch.einsum("ij...,ip,jq->pq...", p["t2"], p["w2_a"], p["w2_b"])
     return p["w2_a"] @ p["w2_b"]
+
+
+def _mixed(w1: Tensor, hidden: Tensor) -> Tensor:
+    """w1 (l, m) times each of many small (m, n): faster so than as a broadcast product."""
+    return torch.bmm(w1.expand(hidden.shape[0], *w1.shape), hidden)
+
+
+class _Kronecker(torch.autograd.Function):
+    """W + factor kron(w1, w2)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, w1: Tensor, w2: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        ctx.save_for_backward(w1, w2)
+        blocks = weight.view(w1.shape[0], w2.shape[0], w1.shape[1], w2.shape[1])
+        return torch.addcmul(blocks, w1[:, None, :, None], w2[None, :, None, :],
+                             value=factor).view(weight.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        w1, w2 = ctx.saved_tensors
+        blocks = grad.reshape(w1.shape[0], w2.shape[0], w1.shape[1], w2.shape[1])
+        pairs = blocks.transpose(1, 2).reshape(w1.numel(), w2.numel())
+        return (grad if ctx.needs_input_grad[0] else None,
+                (pairs @ w2.reshape(-1)).view(w1.shape).mul_(ctx.factor),
+                (w1.reshape(-1) @ pairs).view(w2.shape).mul_(ctx.factor), None)
+
+
+class _Blocks(torch.autograd.Function):
+    """x W^T + b + factor kron(w1, last first) x over rows: the blocks of x meet `first` where there
+    is one (w2_b), then w1, then `last`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, w1: Tensor,
+                first: Tensor | None, last: Tensor, factor: float) -> Tensor:
+        blocks = x.reshape(x.shape[0], w1.shape[1], -1)
+        mixed = _mixed(w1, blocks if first is None else blocks @ first.t())
+        ctx.factor = factor
+        ctx.save_for_backward(x, weight, w1, first, last, mixed)
+        y = F.linear(x, weight, bias)
+        y.view(-1, last.shape[0]).addmm_(mixed.flatten(0, 1), last.t(), alpha=factor)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, w1, first, last, mixed = ctx.saved_tensors
+        gx, gw, gb = linear_slopes(ctx.needs_input_grad, grad, x, weight)
+        rows, blocks = grad.reshape(-1, last.shape[0]), x.reshape(x.shape[0], w1.shape[1], -1)
+        slope = (rows @ last).mul_(ctx.factor).view(mixed.shape)
+        back = _mixed(w1.t(), slope)  # the gradient of what w1 has met
+        met, gfirst = blocks, None
+        if first is None:
+            if gx is not None:
+                gx.view(back.shape).add_(back)
+        else:
+            met, rest = blocks @ first.t(), back.flatten(0, 1)
+            gfirst = rest.t() @ blocks.flatten(0, 1)
+            if gx is not None:
+                gx.view(-1, first.shape[1]).addmm_(rest, first)
+        gw1 = torch.bmm(slope, met.mT).sum(0)
+        glast = (rows.t() @ mixed.flatten(0, 1)).mul_(ctx.factor)
+        return gx, gw, gb, gw1, gfirst, glast, None
 
 
 def _factor(found: Mapping[str, Shape]) -> int:

@@ -74,6 +74,9 @@ class Lora(Algorithm):
         return {"up0": (u[:, :self.dim] * root).reshape(shapes["up"]),
                 "down0": (root[:, None] * v[:self.dim]).reshape(shapes["down"])}
 
+    def constant_numbers(self, layer: Layer) -> int:
+        return self.dim * (layer.out + layer.fan_in) if self.start == "pissa" else 0
+
     def init(self, p: Tensors, layer: Layer, weight: Tensor, from_zero: bool = True) -> None:
         if "up0" in p:
             p["up"].copy_(p["up0"])
@@ -102,7 +105,8 @@ class Lora(Algorithm):
     def cost(self, layer: Layer) -> Cost:
         r = self.dim * (2 if self.start == "pissa" else 1)
         token = 3.0 * r * (layer.out + layer.fan_in)
-        return Cost(token, 4.0 * r * layer.out * layer.fan_in)
+        joined = r * (layer.out + layer.fan_in) if self.start == "pissa" else 0.0
+        return Cost(token, 4.0 * r * layer.out * layer.fan_in, kept=r, made=joined)
 
     def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
               y: Tensor | None) -> Tensor:

@@ -40,6 +40,9 @@ class Svdiff(Algorithm):
         u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
         return {"u": u, "s": s, "v": v}
 
+    def constant_numbers(self, layer: Layer) -> int:
+        return min(layer.out, layer.fan_in) * (layer.out + layer.fan_in + 1)
+
     def init(self, p: Tensors, layer: Layer, weight: Tensor, from_zero: bool = True) -> None:
         p["shift"].zero_()
 
@@ -49,7 +52,8 @@ class Svdiff(Algorithm):
 
     def cost(self, layer: Layer) -> Cost:
         k = min(layer.out, layer.fan_in)
-        return Cost(2.0 * k * (layer.out + layer.fan_in), 3.0 * k * layer.out * layer.fan_in)
+        return Cost(2.0 * k * (layer.out + layer.fan_in), 3.0 * k * layer.out * layer.fan_in,
+                    kept=k, made=k * layer.out, keeps_input=False)
 
     def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
               y: Tensor | None) -> Tensor:

@@ -89,6 +89,10 @@ class Tlora(Algorithm):
         return {"q0": v[chosen].reshape(shapes["q"]), "p0": u[:, chosen].reshape(shapes["p"]),
                 "scales0": s[None, chosen]}
 
+    def constant_numbers(self, layer: Layer) -> int:
+        r = self._rank(layer)
+        return 0 if self.options.store_start else r * (layer.out + layer.fan_in + 1)
+
     def init(self, p: Tensors, layer: Layer, weight: Tensor, from_zero: bool = True) -> None:
         start = self._triplets(layer, weight) if self.options.store_start else p
         for name in ("q", "p", "scales"):
@@ -111,7 +115,8 @@ class Tlora(Algorithm):
 
     def cost(self, layer: Layer) -> Cost:
         r = self._rank(layer)
-        return Cost(6.0 * r * (layer.out + layer.fan_in), 8.0 * r * layer.out * layer.fan_in)
+        return Cost(6.0 * r * (layer.out + layer.fan_in), 8.0 * r * layer.out * layer.fan_in,
+                    kept=4.0 * r, made=2.0 * r * (layer.out + layer.fan_in))
 
     def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
               y: Tensor | None) -> Tensor:

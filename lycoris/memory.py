@@ -1,0 +1,287 @@
+"""The most memory a run will have in use, predicted from its plan in a moment: item by
+item. `lycoris.relief` says which settings would lower it.
+
+On a GPU the bytes are those of the device: what PyTorch allocates, and beside it the fixed cost of
+having a CUDA context. On a CPU they are by how much the process grows over what it is with the
+libraries loaded. What one's own machine has measured of such runs corrects the sum, as an item of
+its own (`lycoris.machine`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import footprint, holding, optimizers, sampling
+from .algorithms import elements
+from .assignments import Assignment
+from .config import Config
+from .data.cache import GROUP, GROUP_PIXELS
+from .footprint import Table, at
+from .plan import Plan
+
+MIB = 2**20
+CUDA_CONTEXT = 500 * MIB  # kernels and context of a process; no tensor, so PyTorch counts none
+# What a CPU process grows by in its first steps whatever the model: code that is loaded when first
+# called, oneDNN's kernels and scratch, the allocator's spare. Measured, benchmarks/memory_check.py.
+CPU_LIBRARIES = 60 * MIB
+# The share of a step's tensors by which glibc's heap is larger than they are: what it frees in the
+# middle it keeps. 0.3 to 0.5 in benchmarks/memory_check.py; with --exact, which has every large
+# tensor mapped alone, nothing of it is left.
+CPU_SPARE = 0.4
+LOADING, ENCODING = "loading the model", "encoding the pictures"
+TRAINING, PAINTING = "training", "painting samples"
+UPDATING = "optimiser step"
+WIDTHS: Mapping[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes of a weight
+LATENT_CHANNELS = 4
+
+
+@dataclass(frozen=True)
+class Item:
+    """`kind` is weights, adapter, gradients, optimizer, activations, temporary, cache, fixed or
+    correction."""
+
+    kind: str
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of a run and everything in memory meanwhile."""
+
+    name: str
+    items: tuple[Item, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(item.bytes for item in self.items)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The prediction. `missing` says what is not in it, where the base model has no table yet."""
+
+    device: str
+    phases: tuple[Phase, ...]
+    missing: str = ""
+
+    @property
+    def highest(self) -> Phase:
+        return max(self.phases, key=lambda phase: phase.bytes)
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """What is in memory at the highest moment."""
+        return self.highest.items
+
+    @property
+    def peak(self) -> int:
+        return self.highest.bytes
+
+    @property
+    def counted(self) -> int:
+        """The peak as PyTorch, or the process, will count it: on CUDA without the context."""
+        context = CUDA_CONTEXT if self.device == "cuda" else 0
+        return self.peak - context
+
+    def data(self) -> dict[str, Any]:
+        return {"device": self.device, "peak": self.peak, "counted": self.counted,
+                "phase": self.highest.name, "missing": self.missing,
+                "items": [{"kind": i.kind, "name": i.name, "bytes": i.bytes} for i in self.items],
+                "phases": {phase.name: phase.bytes for phase in self.phases}}
+
+
+def predict(plan: Plan, device: str, *, correction: float = 1.0, frugal: bool = False) -> Memory:
+    """The memory of a run on "cuda" or "cpu" (others count as CUDA without its context).
+
+    `correction` is measured / predicted of this machine. `frugal` is the least it can do with:
+    where memory is short, pictures are encoded one by one. Without a table of the base model
+    activations are left out, and `missing` says so.
+    """
+    table = footprint.find(plan.family, plan.config.output.folder)
+    phases = _phases(plan, device, table, frugal)
+    if correction != 1.0:
+        phases = [Phase(phase.name, (*phase.items, Item(
+            "correction", "this machine's correction",
+            round((correction - 1) * _counted(phase)))))
+            for phase in phases]
+    missing = "" if table else ("This base model has not been traced yet: activations, samples and "
+                                "the autoencoder are not counted.")
+    return Memory(device, tuple(phases), missing)
+
+
+def _counted(phase: Phase) -> int:
+    return sum(item.bytes for item in phase.items if item.kind != "fixed")
+
+
+def is_half(run: Config, device: str) -> bool:
+    """Does the forward pass run in half precision? "auto" is fp32 on a CPU alone."""
+    chosen = run.train.precision
+    return device == "cuda" if chosen == "auto" else chosen != "fp32"
+
+
+def _phases(plan: Plan, device: str, table: Table | None, frugal: bool) -> list[Phase]:
+    run = plan.config
+    fixed = ([Item("fixed", "CUDA context", CUDA_CONTEXT)] if device == "cuda" else
+             [Item("fixed", "libraries at work", CPU_LIBRARIES)] if device == "cpu" else [])
+    weights = list(_weights(plan, device, table))
+    cache = list(_cache(plan, device, table))
+    adapter = [Item("adapter", "adapter weights", _adapter_bytes(plan.assignments))]
+    state = Item("optimizer", f"{run.optimizer.name}'s state", _state_bytes(plan))
+    base = [*fixed, *weights, *cache]
+    gradients = sum(4 * a.parameters() for a in plan.assignments)
+    update = _update_bytes(plan, device)
+    phases = [Phase(UPDATING, (*base, *adapter, state,
+                                       Item("gradients", "gradients", gradients),
+                                       Item("temporary", "the optimiser's step", update)))]
+    if table is None:
+        return phases
+    training = [*_training(plan, device, table)]
+    if device == "cpu":
+        training.append(Item("fixed", "the allocator's spare", round(
+            CPU_SPARE * sum(item.bytes for item in training))))
+    phases.append(Phase(TRAINING, (*base, *adapter, state, *training)))
+    encoder = table.parts["vae"]
+    width, height = largest(plan)
+    group = 1 if frugal else max(1, min(GROUP, GROUP_PIXELS // (width * height), _fullest(plan)))
+    phases.append(Phase(ENCODING, (*base, Item(
+        "temporary", "encoding the pictures",
+        round(group * at(encoder["encode"], positions(plan, (width, height))))))))
+    if run.sample.every and run.sample.prompts:
+        phases.append(Phase(PAINTING, (*base, *adapter, state, Item(
+            "temporary", "painting a sample", _painting(plan, device, table)))))
+    return phases
+
+
+def largest(plan: Plan) -> tuple[int, int]:
+    """(width, height) of the largest bucket; without pictures, of the square that was asked for."""
+    settings = plan.config.dataset
+    side = max(settings.bucket_step,
+               settings.resolution // settings.bucket_step * settings.bucket_step)
+    return max(plan.buckets, key=lambda size: size[0] * size[1], default=(side, side))
+
+
+def positions(plan: Plan, size: tuple[int, int]) -> int:
+    """Of the latents of one picture."""
+    return (size[0] // plan.family.latent_scale) * (size[1] // plan.family.latent_scale)
+
+
+def _fullest(plan: Plan) -> int:
+    return max(Counter(plan.buckets).values(), default=GROUP)
+
+
+def batch(plan: Plan) -> int:
+    """Pictures in the largest batch there can be."""
+    return min(plan.config.train.batch_size, _fullest(plan)) if plan.buckets else (
+        plan.config.train.batch_size)
+
+
+def step_of(plan: Plan, device: str) -> holding.Step:
+    train = plan.config.train
+    return holding.Step(positions(plan, largest(plan)), batch(plan), is_half(plan.config, device),
+                        train.gradient_checkpointing)
+
+
+def _weights(plan: Plan, device: str, table: Table | None) -> Iterator[Item]:
+    """The base by part. The autoencoder is held in fp32."""
+    if table is None:
+        total: Counter[str] = Counter()
+        for layer in plan.family.layers:
+            total[layer.part] += elements(layer.shape)
+        numbers = dict(total)
+    else:
+        numbers = {part: table.parameters(part) for part in table.parts}
+    width = WIDTHS[base_dtype(plan.config, device)]
+    for part, count in numbers.items():
+        yield Item("weights", f"{part.replace('_', ' ')} weights",
+                   round(count * (4 if part == "vae" else width)))
+
+
+def base_dtype(run: Config, device: str) -> str:
+    """How the frozen weights are held."""
+    if run.model.dtype != "auto":
+        return run.model.dtype
+    if run.train.precision != "auto":
+        return run.train.precision
+    return "bf16" if device == "cuda" else "fp32"
+
+
+def _adapter_bytes(assignments: Sequence[Assignment]) -> int:
+    """fp32 masters, with what is frozen and what is derived from the base."""
+    return sum(4 * (sum(map(elements, a.shapes().values()))
+                    + elements(a.dora_shape() or (0,)) + a.has_scalar
+                    + a.algorithm.constant_numbers(a.layer)) for a in assignments)
+
+
+def _trained(assignment: Assignment) -> Iterator[int]:
+    """How many numbers each trained tensor has."""
+    for name, shape in assignment.shapes().items():
+        if name not in assignment.algorithm.frozen:
+            yield elements(shape)
+    if (dora := assignment.dora_shape()) is not None:
+        yield elements(dora)
+    if assignment.has_scalar:
+        yield 1
+
+
+def _state_bytes(plan: Plan) -> int:
+    name = plan.config.optimizer.name
+    return round(sum(optimizers.state_bytes(name, count)
+                     for assignment in plan.assignments for count in _trained(assignment)))
+
+
+def _update_bytes(plan: Plan, device: str) -> int:
+    """torch's optimisers take all tensors together on a GPU, and one after another on a CPU."""
+    counts = [count for assignment in plan.assignments for count in _trained(assignment)]
+    return 4 * (sum(counts) if device == "cuda" else 2 * max(counts, default=0))
+
+
+def _cache(plan: Plan, device: str, table: Table | None) -> Iterator[Item]:
+    """Latents and what the captions became are kept in the memory of the process."""
+    if device == "cuda" or plan.dataset is None:
+        return
+    pictures = plan.dataset.readable
+    latents = sum(positions(plan, size) for size in plan.buckets) * 4 * LATENT_CHANNELS
+    yield Item("cache", "latents of all pictures", latents)
+    if table is not None and not _learning_text(plan, table):
+        texts = len({"", *(p.caption or "" for p in pictures)})
+        tokens = plan.family.max_tokens + 2
+        yield Item("cache", "what the captions became", round(
+            texts * tokens * _text_width(plan) * WIDTHS[base_dtype(plan.config, device)]))
+
+
+def _text_width(plan: Plan) -> int:
+    """Inputs of the layers that read the captions: the widest text encoder's."""
+    return max((layer.inp for layer in plan.family.layers
+                if layer.name.endswith("attn2.to_k")), default=0)
+
+
+def _learning_text(plan: Plan, table: Table) -> bool:
+    return any(a.layer.part in table.learning[1:] for a in plan.assignments)
+
+
+def _training(plan: Plan, device: str, table: Table) -> Iterator[Item]:
+    step = step_of(plan, device)
+    found = holding.backward(table, plan.assignments, step)
+    yield Item("activations", "activations of the base", round(found.base))
+    yield Item("activations", "activations of the adapter", round(found.adapters))
+    yield Item("gradients", "gradients by then", round(found.gradients))
+    yield Item("temporary", "at work in a step", round(found.passing))
+    if step.half and base_dtype(plan.config, device) == "fp32":
+        count = sum(table.parameters(part) for part in table.learning[:1])
+        yield Item("temporary", "weights cast to half precision", 2 * count)
+
+
+def _painting(plan: Plan, device: str, table: Table) -> int:
+    """The denoiser for one picture, twice with guidance, or the autoencoder: one after the other.
+    Painting has no autocast; its tensors are those of the base's own precision."""
+    run = plan.config
+    how = sampling.settings_of(run.sample, run.dataset.resolution, plan.family.side_multiple)
+    places = positions(plan, (how.width, how.height))
+    mode = "fp32" if base_dtype(run, device) == "fp32" else "half"
+    ran = table.run(table.learning[0], mode)
+    denoised = at(ran.no_gradient, places) * (2 if how.guidance > 1 else 1)
+    return round(max(denoised, at(table.parts["vae"]["decode"], places)))

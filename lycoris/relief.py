@@ -1,0 +1,150 @@
+"""Which settings would lower a run's memory, the cheapest to give up first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from . import knobs, optimizers
+from .data import buckets as bucketing
+from .memory import ENCODING, LOADING, PAINTING, base_dtype, is_half, predict
+from .plan import Plan
+
+LEAST = 0.005  # a setting that saves a smaller share of the peak is not worth naming
+
+
+@dataclass(frozen=True)
+class Saving:
+    """One change of settings, {path: value}, and what it saves after those before it; `peak` is
+    what is left."""
+
+    values: Mapping[str, Any]
+    text: str
+    bytes: int
+    peak: int
+
+
+def savings(plan: Plan, device: str, *, free: int | None = None, correction: float = 1.0,
+            ) -> tuple[list[Saving], int | None]:
+    """Settings that would lower the peak, the cheapest to give up first, each on top of those
+    before it; and how many of them it takes to fit `free` bytes: 0 where it fits as it is, None
+    where all together do not do it."""
+    def peak_of(one: Plan) -> int:
+        return predict(one, device, correction=correction, frugal=True).peak
+
+    now = peak_of(plan)
+    whole = now
+    found: list[Saving] = []
+    enough = 0 if free is None or now <= free else None
+    for make in CHANGES:
+        change = make(plan, device)
+        if change is None:
+            continue
+        values, text = change
+        changed = changed_plan(plan, values)
+        left = peak_of(changed)
+        if now - left < LEAST * whole:
+            continue
+        found.append(Saving(values, text, now - left, left))
+        plan, now = changed, left
+        if enough is None and free is not None and now <= free:
+            enough = len(found)
+    return found, enough
+
+
+def changed_plan(plan: Plan, values: Mapping[str, Any]) -> Plan:
+    """The same plan under other settings, as far as memory is concerned."""
+    run = knobs.replace(plan.config, dict(values))
+    assignments, sizes = plan.assignments, plan.buckets
+    if "network.text_encoder" in values and not run.network.text_encoder:
+        assignments = tuple(a for a in assignments if not a.layer.part.startswith("text_encoder"))
+    if "dataset.resolution" in values and plan.dataset is not None:
+        settings = run.dataset
+        sizes = tuple(bucketing.choose(p.size, settings.resolution, settings.bucket_step,
+                                       settings.bucket)
+                      for p in plan.dataset.readable if p.size)
+    return replace(plan, config=run, assignments=assignments, buckets=sizes)
+
+
+Change = tuple[dict[str, Any], str] | None
+
+
+def _checkpointing(plan: Plan, device: str) -> Change:
+    if plan.config.train.gradient_checkpointing:
+        return None
+    return ({"train.gradient_checkpointing": True},
+            "Gradient checkpointing: the same result, slower.")
+
+
+def _half(plan: Plan, device: str) -> Change:
+    run = plan.config
+    if device == "cpu" or (base_dtype(run, device) != "fp32" and is_half(run, device)):
+        return None
+    return ({"train.precision": "auto", "model.dtype": "auto"},
+            "The base in half precision, as the device has it.")
+
+
+def _small_state(plan: Plan, device: str) -> Change:
+    name = optimizers.smaller(plan.config.optimizer.name)
+    return name and ({"optimizer.name": name, "optimizer.args": {}}, f"The optimiser {name}.")
+
+
+def _small_batch(plan: Plan, device: str) -> Change:
+    train = plan.config.train
+    if train.batch_size == 1:
+        return None
+    whole = train.batch_size * train.accumulate
+    return ({"train.batch_size": 1, "train.accumulate": whole},
+            f"One picture at a time, {whole} added up before each step: the same result, slower.")
+
+
+def _no_text(plan: Plan, device: str) -> Change:
+    if not any(a.layer.part.startswith("text_encoder") for a in plan.assignments):
+        return None
+    return {"network.text_encoder": False}, "The text encoder as it is: captions are read once."
+
+
+def _lower(plan: Plan, device: str) -> Change:
+    side, step = plan.config.dataset.resolution, plan.config.dataset.bucket_step
+    lower = max(step, round(side * 0.75) // step * step)
+    if lower >= side:
+        return None
+    return {"dataset.resolution": lower}, f"Pictures at {lower} px: fine details are lost."
+
+
+def _small_samples(plan: Plan, device: str) -> Change:
+    sample = plan.config.sample
+    if not (sample.every and sample.prompts):
+        return None
+    return {"sample.every": 0}, "No sample pictures while it trains; paint them afterwards."
+
+
+CHANGES: tuple[Callable[[Plan, str], Change], ...] = (
+    _checkpointing, _half, _small_state, _small_batch, _no_text, _small_samples, _lower)
+
+
+def after_failure(plan: Plan, doing: str) -> list[str]:
+    """Settings that take less memory in what was being done, the cheapest to give up first.
+
+    What changes what the run is about needs a new one; the rest can be changed on resuming.
+    """
+    run = plan.config
+    smaller = f"start a new run with a lower dataset.resolution than {run.dataset.resolution}"
+    if doing == ENCODING:
+        return [smaller]
+    if doing == PAINTING:
+        return ["resume with a lower sample.width and sample.height", "resume with sample.every=0"]
+    found = []
+    if run.model.dtype != "auto" or run.train.precision == "fp32":
+        found.append("resume with train.precision=auto and model.dtype=auto")
+    if doing == LOADING:
+        return [*found, "close other programs that use the device"]
+    if not run.train.gradient_checkpointing:
+        found.append("resume with train.gradient_checkpointing=true")
+    if run.train.batch_size > 1:
+        found.append(f"start a new run with train.batch_size={run.train.batch_size // 2} and "
+                     f"train.accumulate={run.train.accumulate * 2}")
+    if run.optimizer.name == "AdamW":
+        found.append("start a new run with optimizer.name=AdamW8bit")
+    return [*found, smaller]
