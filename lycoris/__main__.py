@@ -190,13 +190,13 @@ def calibrate(options: argparse.Namespace, terminal: Terminal, signals: Signals)
 
 def demo(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
     """The whole story: LoRA, a LoHa of the same size, and both beside the base."""
-    from . import families, plan
+    from . import choose, families
 
     folder = Path(options.out or Path("runs") / f"demo-{_stamp()}")
     run = config.load(None, [f"output.folder={folder}", *options.settings])
     family = families.open_base(config.find(run.model.base), run.model.family)
     pair = [replace(run, network=replace(run.network, algo="lora"))]
-    pair.append(plan.match(pair[0], "loha", family))
+    pair.append(choose.match(pair[0], "loha", family).run)
     for each in pair:
         made, settings = _fresh(each)
         terminal.say(f"Training {made.name}.")

@@ -5,7 +5,6 @@ The page shows it, plan.json records it, the trainer executes it. No weights are
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,9 +23,10 @@ from . import (
     samplers,
     schedules,
     sizes,
+    surprises,
     thumbnail,
 )
-from .assignments import Assignment, assign_family, select
+from .assignments import Assignment, assign_family
 from .config import Config, NetworkConfig
 from .data import buckets as bucketing
 from .data import folder
@@ -170,20 +170,6 @@ def file_bytes(run: Config, network: NetworkConfig, family: Family) -> int:
     return sizes.measure(found, run.output.dtype, {}).file_bytes
 
 
-def match(run: Config, algo: str, family: Family, target: int | None = None) -> Config:
-    """The same run with another algorithm at the dim whose file comes closest in size.
-
-    `target` is in bytes without metadata; by default the run's own.
-    """
-    if target is None:
-        target = file_bytes(run, run.network, family)
-    start = switched(run.network, algo)
-    size_of = functools.cache(lambda dim: file_bytes(run, sizes.with_dim(start, dim), family))
-    dims = algorithms.catalogue()[algo].dims(start.dim)
-    matched = sizes.match_bytes(target, start, lambda network: size_of(network.dim), dims)
-    return replace(run, network=matched)
-
-
 def switched(network: NetworkConfig, algo: str) -> NetworkConfig:
     """The same network with another algorithm, as far as that one has these settings."""
     entry = pick(algorithms.catalogue(), algo, "network.algo")
@@ -266,7 +252,7 @@ def _buckets(run: Config, dataset: Dataset | None) -> tuple[tuple[int, int], ...
 def _warnings(plan: Plan) -> list[Warned]:
     """What a person would want to know before pressing Train, and nothing that needs no thought."""
     run, found = plan.config, []
-    train, network = run.train, run.network
+    train = run.train
     if plan.dataset is not None:
         problems = plan.dataset.problems(run.dataset.resolution)
         if bare := problems.get("no caption"):
@@ -282,18 +268,7 @@ def _warnings(plan: Plan) -> list[Warned]:
                 f"The batch size is {train.batch_size}, but no bucket holds more than {fullest} "
                 "pictures, so batches are smaller.", "Lower train.batch_size, or raise "
                 "train.accumulate."))
-    entry = algorithms.catalogue()[network.algo]
-    chosen = select(plan.family, network)
-    if chosen.unmatched:
-        found.append(Warned(f"The preset {network.preset} names what this model does not have: "
-                            f"{', '.join(chosen.unmatched)}.", "Nothing is trained there."))
-    if network.rank_dropout and not entry.drops_ranks():
-        found.append(Warned(f"{entry.label} has no ranks, so network.rank_dropout does nothing.",
-                            "Use network.dropout or network.module_dropout."))
-    if entry.scaled and network.alpha > 4 * network.dim:
-        found.append(Warned(
-            f"network.alpha is {network.alpha:g} with dim {network.dim}: every change is scaled "
-            f"by {network.alpha / network.dim:g}.", f"Set alpha to {network.dim} or less."))
+    found += surprises.network(run, plan.family, plan.assignments)
     if run.dataset.resolution > 2 * plan.family.resolution:
         found.append(Warned(
             f"The base model was made for {plan.family.resolution} px, dataset.resolution is "

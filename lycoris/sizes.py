@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,6 @@ from . import tensorfile
 from .algorithms import Shape, elements
 from .assignments import Assignment
 from .config import NetworkConfig
-from .errors import ConfigError
 
 DTYPE_NAMES = {short: tensorfile.NAMES[dtype] for short, dtype in tensorfile.DTYPES.items()}
 
@@ -70,7 +69,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """What every layer of one shape with one adapter adds to a file."""
 
     group: Group
@@ -85,17 +84,17 @@ def measure(assignments: Sequence[Assignment], dtype: str,
     `metadata` is as long in every dtype. Layers of one shape that share an adapter are looked at
     once.
     """
-    pieces: dict[tuple, _Piece] = {}
+    pieces: dict[tuple, Piece] = {}
     parts: Counter[tuple[str, tuple]] = Counter()
     lengths, counts = 0, []
     for each in sorted(assignments, key=_place):
         layer = each.layer
         key = (id(each.algorithm), layer.shape, layer.bias, layer.kind, id(each.extras))
-        piece = pieces.get(key)
-        if piece is None:
-            piece = pieces[key] = _piece(each)
-        lengths += piece.suffixes + len(each.key) * len(piece.counts)
-        counts += piece.counts
+        own = pieces.get(key)
+        if own is None:
+            own = pieces[key] = piece(each)
+        lengths += own.suffixes + len(each.key) * len(own.counts)
+        counts += own.counts
         parts[layer.part, key] += 1
     by_part: dict[str, Group] = {}
     by_kind: dict[str, Group] = {}
@@ -118,59 +117,19 @@ def _place(assignment: Assignment) -> str:
     return f"{assignment.key}."
 
 
-def _piece(assignment: Assignment) -> _Piece:
+def piece(assignment: Assignment) -> Piece:
+    """What one layer adds."""
     shapes = assignment.suffix_shapes()
     order = sorted(shapes)
     counts = tuple(elements(shapes[suffix]) for suffix in order)
     text = sum(1 + len(suffix) + len(tensorfile.shape_text(shapes[suffix])) for suffix in order)
-    return _Piece(Group(1, assignment.parameters(), len(counts), sum(counts)), text, counts)
+    return Piece(Group(1, assignment.parameters(), len(counts), sum(counts)), text, counts)
 
 
 def entries_of(assignments: Iterable[Assignment], dtype: str) -> dict[str, tuple[str, tuple]]:
     """{key: (dtype, shape)} of the whole file."""
     name = DTYPE_NAMES[dtype]
     return {key: (name, shape) for a in assignments for key, shape in a.file_shapes().items()}
-
-
-def match_bytes(target: int, network: NetworkConfig, size_of: Callable[[NetworkConfig], int],
-                dims: Sequence[int] | None = None, most: int = 4096) -> NetworkConfig:
-    """The network like this one whose file comes closest to `target` bytes, by its dim.
-
-    alpha keeps its ratio to dim, and an explicit conv_dim its ratio too, so that the strength at
-    the start is the same. Where file size grows with every dim, bisection finds the place; else
-    each of `dims` is tried, those that are impossible left out (ConfigError if all are).
-    """
-    if dims is not None:
-        return _closest(target, [with_dim(network, dim) for dim in dims], size_of)
-    target = min(target, size_of(with_dim(network, most)))
-    low, high = 1, 1
-    while high < most and size_of(with_dim(network, high)) < target:
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        if size_of(with_dim(network, middle)) < target:
-            low = middle
-        else:
-            high = middle
-    return _closest(target, [with_dim(network, dim) for dim in sorted({low, high})], size_of)
-
-
-def _closest(target: int, candidates: Sequence[NetworkConfig],
-             size_of: Callable[[NetworkConfig], int]) -> NetworkConfig:
-    best: tuple[int, NetworkConfig] | None = None
-    problem: ConfigError | None = None
-    for each in candidates:
-        try:
-            distance = abs(size_of(each) - target)
-        except ConfigError as error:
-            problem = error
-            continue
-        if best is None or distance < best[0]:
-            best = distance, each
-    if best is None:
-        assert problem is not None, "nothing to choose from"
-        raise problem
-    return best[1]
 
 
 def with_dim(network: NetworkConfig, dim: int) -> NetworkConfig:

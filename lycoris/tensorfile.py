@@ -8,6 +8,7 @@ package's.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from bisect import bisect_left
@@ -79,6 +80,7 @@ def metadata_length(metadata: Mapping[str, str]) -> int:
     return len(f'"__metadata__":{_json(dict(metadata))},'.encode()) if metadata else 0
 
 
+@functools.lru_cache(maxsize=4096)
 def shape_text(shape: tuple[int, ...]) -> str:
     return _json(list(shape))
 

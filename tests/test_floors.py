@@ -15,12 +15,13 @@ ENGINE, PAGE = ROOT / "lycoris", ROOT / "lycogui"
 FLOORS = {
     1: ("errors", "durable", "knobs", "config", "events", "runs"),
     2: ("registry", "known", "streams", "tensorfile", "schedules", "objectives", "optimizers",
-        "samplers", "devices", "algorithms", "families", "captioners", "presetfile", "presets",
-        "unetnames", "paths", "products", "quantised", "lowrank", "progress"),
+        "samplers", "devices", "guideline", "algorithms", "families", "captioners", "presetfile",
+        "presets", "unetnames", "paths", "products", "quantised", "lowrank", "progress"),
     3: ("data", "assignments", "sizes", "published", "metadata", "thumbnail", "plan", "adapterfile",
         "adapter", "slot", "network", "checkpoint", "sampling", "contestants", "grid", "wrapper",
-        "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance", "footprint",
-        "holding", "memory", "relief", "machine", "disk", "tracing", "activations"),
+        "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance", "surprises",
+        "weigher", "choose", "goals", "advice", "kohya", "recipes", "footprint", "holding",
+        "memory", "relief", "machine", "disk", "tracing", "activations"),
     4: ("trainer", "sample", "compare", "caption", "inspect", "merge", "extract", "resize",
         "convert"),
     5: ("arguments", "terminal", "follow", "tools", "estimate", "calibration", "__main__",
@@ -31,8 +32,9 @@ INHERITS = {"dylora": "lora", "boft": "diag_oft", "sdxl": "sd"}
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 # What the page may know of the engine: facts, names, the plan; never weights.
 FOR_THE_PAGE = {"errors", "durable", "knobs", "config", "events", "runs", "devices", "families",
-                "algorithms", "captioners", "footprint", "memory", "relief", "machine", "disk",
-                "plan", "contestants", "data.folder", "data.captions"}
+                "algorithms", "captioners", "guideline", "plan", "footprint", "memory", "relief",
+                "machine", "disk", "choose", "advice", "recipes",
+                "contestants", "data.folder", "data.captions"}
 HEAVY = {"diffusers", "transformers", "accelerate", "bitsandbytes", "tokenizers"}
 CELLAR_MAY_USE = {"psutil"}  # a process's start time, on every system
 

@@ -22,7 +22,7 @@ from lycogui.form import Form
 from lycogui.layout import SECTIONS
 from lycogui.tabs import algorithm, compare, dataset
 from lycogui.workspace import Workspace
-from lycoris import algorithms, config, contestants, events, knobs, plan
+from lycoris import algorithms, choose, config, contestants, events, knobs, plan
 from lycoris.config import LEAVES, Config
 from lycoris.errors import AdapterError, ConfigError, DatasetError, RunError
 from lycoris.runs import RunFolder
@@ -314,10 +314,10 @@ def test_fields_that_an_algorithm_lacks_are_off(algo: str, off: set[str]) -> Non
 def test_a_match_that_is_far_off_is_told(workspace: Workspace,
                                          settings: Callable[..., Config]) -> None:
     run = settings("network.dim=64")
-    far = plan.match(run, "lokr", workspace.family(run))
-    assert "LoKr comes no closer" in algorithm.not_equal(run, far, workspace)
-    near = plan.match(run, "loha", workspace.family(run))
-    assert algorithm.not_equal(run, near, workspace) == ""
+    far = choose.match(run, "ia3", workspace.family(run))
+    assert "(IA)³ comes no closer" in far.text
+    near = choose.match(run, "loha", workspace.family(run))
+    assert not near.far
 
 
 def test_rules_that_mean_nothing_are_marked(form: Form) -> None:

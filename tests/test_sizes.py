@@ -126,30 +126,6 @@ def test_parts_and_kinds_add_up() -> None:
         assert sum(g.modules for g in grouped.values()) == made.sizes.modules
 
 
-def test_matching_sizes() -> None:
-    run = config.load(None, ["network.dim=8", "network.alpha=4"])
-    family = families.open_base(TINY_SD)
-    loha = plan.match(run, "loha", family)
-    assert (loha.network.dim, loha.network.alpha) == (4, 2.0)
-    back = plan.match(loha, "lora", family)
-    assert (back.network.dim, back.network.alpha) == (8, 4.0)
-    small = plan.match(run, "lora", family, target=100)
-    assert small.network.dim == 1
-    best = plan.match(run, "loha", family, target=1_234_567)
-    size = plan.file_bytes(run, best.network, family)
-    for dim in (best.network.dim - 1, best.network.dim + 1):
-        other = plan.file_bytes(run, sizes.with_dim(best.network, dim), family)
-        assert abs(size - 1_234_567) <= abs(other - 1_234_567)
-
-
-def test_matching_keeps_the_ratio_of_an_explicit_conv_dim() -> None:
-    run = config.load(None, ["network.dim=16", "network.alpha=16", "network.conv_dim=8",
-                             "network.conv_alpha=4"])
-    matched = plan.match(run, "loha", families.open_base(TINY_SD)).network
-    assert matched.conv_dim == matched.dim // 2
-    assert matched.conv_alpha == pytest.approx(matched.conv_dim / 2)
-
-
 def test_names_that_do_not_exist_are_refused_all_at_once() -> None:
     run = config.load()
     bad = replace(run, network=replace(run.network, algo="lorah", preset="attention"),

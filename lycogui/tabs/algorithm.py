@@ -13,7 +13,7 @@ from lycogui.guard import shown, tell
 from lycogui.page import Page, on
 from lycogui.parts import mount
 from lycogui.workspace import Workspace
-from lycoris import algorithms, knobs, plan
+from lycoris import algorithms, choose, knobs, plan
 from lycoris.config import LEAVES, Config, NetworkConfig
 from lycoris.data.folder import Dataset
 from lycoris.errors import ConfigError, LycorisError
@@ -22,7 +22,6 @@ from lycoris.plan import Plan
 
 PARTS = {"unet": "UNet", "text_encoder": "text encoder",
          "text_encoder_2": "second text encoder"}
-FAR = 0.1  # a file that differs from the wanted size by more than this share is told
 
 
 def build(page: Page) -> None:
@@ -73,10 +72,9 @@ def connect(page: Page) -> None:
     @shown
     def equal(values: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
         run = form.read(values)
-        found = plan.match(run, event.algo, workspace.family(run))
-        if told := not_equal(run, found, workspace):
-            tell(told)
-        return form.write(found)
+        found = choose.match(run, event.algo, workspace.family(run))
+        tell(found.text)
+        return form.write(found.run)
 
     def possible(event: gr.EventData) -> int:
         return event.dim
@@ -152,7 +150,8 @@ def impossible(workspace: Workspace, run: Config, error: LycorisError) -> dict[s
 
 def way_out(run: Config, family: Family) -> int | None:
     """The dim nearest to the one on screen that the algorithm can have on every layer."""
-    dims = algorithms.catalogue()[run.network.algo].dims(run.network.dim) or ()
+    network = run.network
+    dims = algorithms.catalogue()[network.algo].dims(network.dim, network.options) or ()
     for dim in sorted(dims, key=lambda dim: abs(dim - run.network.dim)):
         try:
             plan.file_bytes(run, replace(run.network, dim=dim), family)
@@ -160,18 +159,6 @@ def way_out(run: Config, family: Family) -> int | None:
             continue
         return dim
     return None
-
-
-def not_equal(run: Config, found: Config, workspace: Workspace) -> str:
-    """What to say of a match whose file is far from the size that was wanted."""
-    family = workspace.family(run)
-    wanted = plan.file_bytes(run, run.network, family)
-    got = plan.file_bytes(found, found.network, family)
-    if abs(got - wanted) <= FAR * wanted:
-        return ""
-    label = algorithms.catalogue()[found.network.algo].label
-    return (f"{label} comes no closer than {got / 2**20:.2f} MiB to the {wanted / 2**20:.2f} MiB "
-            "that were wanted, at any dim.")
 
 
 def card(made: Plan) -> dict[str, Any]:

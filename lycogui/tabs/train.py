@@ -12,7 +12,7 @@ from lycogui.guard import shown, tell
 from lycogui.page import Page, on
 from lycogui.parts import mount
 from lycogui.workspace import Workspace
-from lycoris import config, plan
+from lycoris import choose, config, plan
 from lycoris.config import Config
 from lycoris.errors import ConfigError
 
@@ -95,7 +95,7 @@ def enqueue_pair(workspace: Workspace, run: Config) -> tuple[str, str]:
     stem = run.output.name or config.find(run.dataset.folder).name
     sides = []
     for algo in ("lora", "loha"):
-        one = run if run.network.algo == algo else plan.match(run, algo, family)
+        one = run if run.network.algo == algo else choose.match(run, algo, family).run
         bare = replace(one, output=replace(one.output, name=""))
         sides.append(plan.with_free_name(bare, f"{stem}-{algo}" if run.output.name else ""))
     names = [side.output.name for side in sides]

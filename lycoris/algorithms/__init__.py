@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import knobs
 from ..errors import ConfigError
+from ..guideline import Guide
 from ..products import rank_mask
 from ..registry import discover, pick
 
@@ -85,19 +86,11 @@ class Cost:
     the input, gradients of the factors); None where there is no such way; `once` is what that way
     takes besides. `build`: once, to make dW from its factors, again in the backward pass, and to
     bring dW's gradient to them.
-
-    And the numbers that the way without dW holds for its backward pass: `kept` for each position of
-    the output, `made` once, besides the tensors themselves; `keeps_input`: the layer's input too,
-    `keeps_output` its output.
     """
 
     token: float | None
     build: float
     once: float = 0.0
-    kept: float = 0.0
-    made: float = 0.0
-    keeps_input: bool = True
-    keeps_output: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,7 +119,7 @@ class Algorithm:
     rank dropout. `frozen` tensors are saved but not trained. `plus` are the tensors with LoRA+'s
     higher rate. `around` says that the way without dW changes the layer's input or its output
     (`through`) instead of adding to it (`aside`), so that another of that sort on the same layer
-    would be in its way.
+    would be in its way. `guide` is what the guideline says of it.
     """
 
     name: ClassVar[str] = ""
@@ -150,6 +143,7 @@ class Algorithm:
     around: ClassVar[bool] = False
     whole: ClassVar[str] = ""  # the tensor that is dW itself
     timed: ClassVar[bool] = False  # what it adds depends on the denoising timestep
+    guide: ClassVar[Guide] = Guide()
     Options: ClassVar[type] = NoOptions
 
     def __init__(self, dim: int = 4, alpha: float | None = None, options: Any = None,
@@ -162,10 +156,19 @@ class Algorithm:
         self.fixed: Mapping[str, Shape] | None = None  # shapes as a file has them
 
     @classmethod
-    def dims(cls, dim: int) -> Sequence[int] | None:
+    def dims(cls, dim: int, options: Mapping[str, Any]) -> Sequence[int] | None:
         """The dims worth trying for a file of a given size, now being `dim`; None where every dim
         is possible and a larger one makes a larger file."""
         return None if cls.has_dim else (dim,)
+
+    @classmethod
+    def sizings(cls, options: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """Its own settings for smaller and larger files, the present ones first."""
+        return (options,)
+
+    def surprises(self, layers: Mapping[Layer, int]) -> Sequence[tuple[str, str]]:
+        """(what few expect of these settings, what to do about it), on {layer: how many like it}"""
+        return ()
 
     def problem(self, layer: Layer) -> str:
         """Why these settings are impossible on this layer; empty where they are not."""
@@ -236,10 +239,6 @@ class Algorithm:
     def bias(self, p: Tensors) -> Tensor | None:
         """The change of the bias, for algorithms that have one."""
         return None
-
-    def constant_numbers(self, layer: Layer) -> int:
-        """How many numbers `constants` makes."""
-        return 0
 
     def factors(self, p: Tensors, layer: Layer,
                 weight: Tensor) -> tuple[Tensor, Tensor] | None:

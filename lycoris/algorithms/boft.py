@@ -8,7 +8,8 @@ them every output can reach every other (Liu et al. 2023, arXiv 2311.06243, sec.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +28,10 @@ class Boft(DiagOft):
     order = 5
     linear = False
 
+    @classmethod
+    def dims(cls, dim: int, options: Mapping[str, Any]) -> Sequence[int] | None:
+        return range(2, 257, 2)
+
     def problem(self, layer: Layer) -> str:
         if not _factorization(layer.out, self.dim)[0]:
             return (f"BOFT splits the {layer.out} outputs of {layer.name} into a power of two of "
@@ -43,8 +48,7 @@ class Boft(DiagOft):
         shapes = self.shapes(layer) if self.fixed is None else self.fixed
         stages, _, block, _ = shapes["blocks"]
         return Cost(3.0 * stages * layer.out * block,
-                    3.0 * stages * layer.out * layer.fan_in * block,
-                    **self._held(layer, stages, block))
+                    3.0 * stages * layer.out * layer.fan_in * block)
 
     def rotations(self, p: Tensors, layer: Layer) -> Tensor:
         return cayley(p["blocks"], self.options.constraint * layer.out)
@@ -67,6 +71,7 @@ class Boft(DiagOft):
         return read_blocks(cls, found, 4)
 
 
+@functools.lru_cache(maxsize=4096)
 def _factorization(dimension: int, block: int) -> tuple[int, int]:
     """(b, n) with b the largest even number up to `block` for which n = dimension / b is a power of
     two; (0, 0) where there is none."""

@@ -19,8 +19,6 @@ from torch import Tensor
 from ..knobs import Knob
 from . import Algorithm, Cost, Inner, Layer, Shape, Tensors, factorization
 
-SYSTEM = 5.0  # matrices of the rotations' size that solving for them leaves behind
-
 
 @dataclass(frozen=True)
 class OftOptions:
@@ -44,8 +42,20 @@ class DiagOft(Algorithm):
     Options = OftOptions
 
     @classmethod
-    def dims(cls, dim: int) -> Sequence[int] | None:
+    def dims(cls, dim: int, options: Mapping[str, Any]) -> Sequence[int] | None:
         return range(2, 257)
+
+    def surprises(self, layers: Mapping[Layer, int]) -> Sequence[tuple[str, str]]:
+        """The dim is only the most a block may have."""
+        sizes = {layer: self._block(layer) for layer in layers}
+        small = {size for size in sizes.values() if 2 * size <= self.dim}
+        if not small:
+            return ()
+        number = sum(count for layer, count in layers.items() if sizes[layer] in small)
+        return ((f"Dim {self.dim} is the most a block may have: on {number} of "
+                 f"{sum(layers.values())} layers {self.label} takes blocks of {min(small)}"
+                 + (f" to {max(small)}" if max(small) > min(small) else "") + ".",
+                 "The size that is shown counts them so; a lower dim may give larger blocks."),)
 
     def shapes(self, layer: Layer) -> dict[str, Shape]:
         block, count = factorization(layer.out, self.dim)
@@ -79,16 +89,7 @@ class DiagOft(Algorithm):
 
     def cost(self, layer: Layer) -> Cost:
         block = self._block(layer)
-        return Cost(3.0 * layer.out * block, 3.0 * layer.out * layer.fan_in * block,
-                    **self._held(layer, 1, block))
-
-    def _held(self, layer: Layer, stages: int, block: int) -> dict[str, Any]:
-        """What is kept: the turned output, or with lengths what each stage got and the last one
-        gave. The rotations, their system of equations and its solution are made once."""
-        rescaled = self.options.rescaled
-        return {"kept": float(layer.out * (1 + stages)) if rescaled else 0.0,
-                "made": SYSTEM * stages * layer.out * block, "keeps_input": False,
-                "keeps_output": not rescaled}
+        return Cost(3.0 * layer.out * block, 3.0 * layer.out * layer.fan_in * block)
 
     def _block(self, layer: Layer) -> int:
         shapes = self.shapes(layer) if self.fixed is None else self.fixed

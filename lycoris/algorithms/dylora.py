@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from ..guideline import Guide
 from ..knobs import Knob
 from . import Cost, Layer, Shape
 from .lora import Lora
@@ -35,11 +36,13 @@ class Dylora(Lora):
               "first ranks and compare. Each step trains one block only, so give it more steps.")
     order = 6
     starts = ("default", "orthogonal")
+    guide = Guide()  # it does not study DyLoRA
     Options = DyloraOptions
 
     @classmethod
-    def dims(cls, dim: int) -> Sequence[int] | None:
-        return range(1, 513)
+    def dims(cls, dim: int, options: Mapping[str, Any]) -> Sequence[int] | None:
+        size = int(options.get("block_size", cls.Options().block_size))
+        return range(size, max(513, size + 1), size)
 
     def problem(self, layer: Layer) -> str:
         if self.dim % self.options.block_size:

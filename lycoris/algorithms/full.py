@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..guideline import Guide, column
 from . import Algorithm, Cost, Layer, NoOptions, Shape, Tensors
 
 
@@ -28,6 +29,7 @@ class Full(Algorithm):
     whole = "weight"
     has_dim = False
     scaled = False
+    guide = Guide((column("Full", "★★▲▲★●"),), rates=(1e-6, 5e-6))
 
     def shapes(self, layer: Layer) -> dict[str, Shape]:
         return {"weight": layer.shape} | ({"bias": (layer.out,)} if layer.bias else {})

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from ..guideline import Guide
 from ..knobs import Knob
 from . import Algorithm, Cost, Inner, Layer, Shape, Tensors
 
@@ -40,6 +41,7 @@ class Ia3(Algorithm):
     scaled = False
     needs_weight = True
     around = True
+    guide = Guide(rates=(5e-3, 1e-2), preset="ia3")
     Options = Ia3Options
 
     def shapes(self, layer: Layer) -> dict[str, Shape]:

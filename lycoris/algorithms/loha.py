@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..guideline import Guide, column
 from ..knobs import Knob
 from ..products import linear_slopes, pointwise
 from . import TOUCH, Algorithm, Cost, Layer, Operator, Shape, Tensors
@@ -43,6 +44,7 @@ class Loha(Algorithm):
     ranked = {"w1_b": 0}
     plus = frozenset({"w2_a"})
     starts = ("default", "orthogonal")
+    guide = Guide((column("LoHa", "▲◉★●●▲"),))
     Options = LohaOptions
 
     def shapes(self, layer: Layer) -> dict[str, Shape]:

@@ -9,7 +9,7 @@ formed: with x as an (i_m, i_n) matrix X, kron(w1, w2) x = w1 X w2^T.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..guideline import Guide, column
 from ..knobs import Knob
 from ..products import added, channelwise, linear_slopes, pointwise
 from . import TOUCH, Algorithm, Cost, Layer, Operator, Shape, Tensors, elements, factorization
@@ -33,6 +34,23 @@ class LokrOptions:
         "Give the small block the larger share of the outputs.", label="Unbalanced")] = False
     use_tucker: Annotated[bool, Knob("On convolutions, split the kernel off into a small tensor of "
                                      "its own.", label="Tucker decomposition")] = False
+
+# Factors worth trying for a file of a given size; first those that the guideline speaks of.
+FACTORS = (8, 4, -1, 16, 6, 12, 3, 2, 24, 32, 48, 64)
+
+
+def _side(options: Mapping[str, Any], widths: Sequence[int]) -> str:
+    """Is the factor "low" or "high" by the guideline's rule on most layers; "" for neither.
+
+    Low is a small block of at most half the root of the layer's outputs, high one of at least the
+    root, or, where they have no such divisors, the most even split.
+    """
+    sides = []
+    for width in widths:
+        small = factorization(width, int(options.get("factor", -1)))[0]
+        even = small >= min(width**0.5, factorization(width)[0])
+        sides.append("high" if even else "low" if small <= 0.5 * width**0.5 else "")
+    return next((side for side in ("low", "high") if 2 * sides.count(side) > len(sides)), "")
 
 
 # Three products of w1 with the blocks of one position take as long as so many multiply-adds of a
@@ -56,7 +74,33 @@ class Lokr(Algorithm):
     ranked = {"w2_b": 0, "w1_b": 0}
     plus = frozenset({"w2", "w2_b"})
     starts = ("default", "orthogonal")
+    guide = Guide((
+        column("LoKr low factor", "◉▲●●★●", options={"full_matrix": True}, side="low"),
+        column("LoKr high factor", "▲●★★★●", side="high",
+               note="its flexibility may not survive a switch of the base model")),
+        side=_side)
     Options = LokrOptions
+
+    @classmethod
+    def dims(cls, dim: int, options: Mapping[str, Any]) -> Sequence[int] | None:
+        return (dim,) if options.get("full_matrix") else None
+
+    @classmethod
+    def sizings(cls, options: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        return (options, *({**options, "factor": factor, "full_matrix": whole}
+                           for whole in (True, False) for factor in FACTORS))
+
+    def surprises(self, layers: Mapping[Layer, int]) -> Sequence[tuple[str, str]]:
+        """A large block that ranks would not make smaller is kept whole."""
+        shapes = [(self.shapes(layer), count) for layer, count in layers.items()]
+        whole = sum(count for found, count in shapes if "w2" in found)
+        if self.options.full_matrix or not whole:
+            return ()
+        fixed = sum(count for found, count in shapes if {"w1", "w2"} <= found.keys())
+        return ((f"At dim {self.dim} LoKr keeps the large block whole on {whole} of "
+                 f"{sum(layers.values())} layers, as with full dimension; alpha does nothing on "
+                 f"{fixed}.",
+                 "Lower the dim or the factor for ranks, or turn full dimension on for all."),)
 
     def shapes(self, layer: Layer) -> dict[str, Shape]:
         r, options = self.dim, self.options

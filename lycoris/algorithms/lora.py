@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from ..guideline import Guide, column
 from ..knobs import Knob
 from ..products import pointwise, rank_mask
 from . import Algorithm, Cost, Layer, Operator, Shape, Tensors
@@ -42,6 +43,7 @@ class Lora(Algorithm):
     ranked = {"down": 0}
     plus = frozenset({"up"})
     starts = ("default", "orthogonal", "pissa")
+    guide = Guide((column("LoRA", "●●◉●●★"),))
     Options = LoraOptions
 
     def __init__(self, dim: int = 4, alpha: float | None = None, options: Any = None,

@@ -1,0 +1,115 @@
+"""What settings do that few expect, said before it is trained: each a warning of the plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from . import algorithms, optimizers
+from .algorithms import Algorithm, Layer
+from .assignments import Assignment, select
+from .config import Config
+from .events import Warned
+from .families import Family
+from .presets import Selection
+
+LOUD, QUIET = 4.0, 1 / 64  # effective scales outside are told
+FLOAT16_MAX = torch.finfo(torch.float16).max
+
+
+def network(run: Config, family: Family, assignments: Sequence[Assignment]) -> list[Warned]:
+    """Of the network's settings on these layers."""
+    alike: Counter[tuple] = Counter()
+    samples: dict[tuple, Assignment] = {}
+    for each in assignments:
+        layer = each.layer
+        if layer.kind != "norm":
+            key = (id(each.algorithm), layer.kind, layer.shape, layer.bias)
+            samples.setdefault(key, each)
+            alike[key] += 1
+    groups: dict[int, tuple[Algorithm, dict[Layer, int]]] = {}
+    for key, each in samples.items():
+        groups.setdefault(key[0], (each.algorithm, {}))[1][each.layer] = alike[key]
+    chosen = select(family, run.network)
+    return [*_preset(run, chosen), *_unused(run, assignments), *_rate(run),
+            *(warned for algorithm, layers in groups.values()
+              for warned in _of(algorithm, layers, run.output.dtype))]
+
+
+def _preset(run: Config, chosen: Selection) -> Iterator[Warned]:
+    network = run.network
+    if chosen.unmatched:
+        yield Warned(f"The preset {network.preset} names what this model does not have: "
+                     f"{', '.join(chosen.unmatched)}.", "Nothing is trained there.")
+    spatial = sum(layer.is_spatial for layer in chosen.layers)
+    if network.conv_dim == 0 and spatial:
+        yield Warned(f"network.conv_dim is 0, so {spatial} convolutions that the preset "
+                     f"{network.preset} takes are left out.",
+                     "Leave conv_dim empty to train them at the same dim.")
+    if network.conv_dim and not spatial:
+        yield Warned(f"network.conv_dim is {network.conv_dim}, but the preset {network.preset} "
+                     "takes no convolution larger than 1x1.", "Choose the preset full for them.")
+
+
+def _unused(run: Config, assignments: Sequence[Assignment]) -> Iterator[Warned]:
+    network = run.network
+    entry = algorithms.catalogue()[network.algo]
+    if network.rank_dropout and not entry.drops_ranks():
+        yield Warned(f"{entry.label} has no ranks, so network.rank_dropout does nothing.",
+                     "Use network.dropout or network.module_dropout.")
+    if network.rs_lora and not entry.scaled:
+        yield Warned(f"{entry.label} has no alpha, so network.rs_lora does nothing.", "")
+    if network.options.get("use_tucker") and not any(a.layer.is_spatial for a in assignments):
+        yield Warned(f"The preset {network.preset} takes no convolution larger than 1x1, so the "
+                     "Tucker decomposition does nothing.", "Choose the preset full for them.")
+    if run.optimizer.plus_ratio != 1 and not entry.plus:
+        yield Warned(f"LoRA+ knows no faster half of {entry.label}, so optimizer.plus_ratio does "
+                     "nothing.", "")
+    if network.train_norm and not any(a.layer.kind == "norm" for a in assignments):
+        yield Warned(f"The preset {network.preset} takes no normalisation layer, so "
+                     "network.train_norm does nothing.", "")
+
+
+def _rate(run: Config) -> Iterator[Warned]:
+    entry = algorithms.catalogue()[run.network.algo]
+    if entry.guide.rates is None or run.optimizer.name not in optimizers.ROWS:
+        return
+    low, high = entry.guide.rates
+    lr = run.optimizer.lr
+    if not low / 10 <= lr <= high * 10:
+        yield Warned(f"optimizer.lr is {lr:g}; {entry.label} is usually trained with {low:g} to "
+                     f"{high:g}.", f"Set it to {min(max(lr, low), high):g}.")
+
+
+def _of(algorithm: Algorithm, layers: Mapping[Layer, int], dtype: str) -> Iterator[Warned]:
+    """Of one algorithm at one dim and alpha on its layers."""
+    for text, fix in algorithm.surprises(layers):
+        yield Warned(text, fix)
+    scales = {algorithm.scale(layer) for layer in layers}
+    if (loud := max(scales)) > LOUD:
+        yield Warned(f"network.alpha is {algorithm.alpha:g} with dim {algorithm.dim}: every change "
+                     f"is scaled by {loud:.3g}.", f"Set alpha to {algorithm.dim} or less.")
+    if (quiet := min(scales)) < QUIET:
+        root = "the root of dim" if algorithm.rank_stabilised else "dim"
+        yield Warned(f"network.alpha is {algorithm.alpha:g} with dim {algorithm.dim}: every change "
+                     f"is scaled by {quiet:.3g}, so little is learned at usual rates.",
+                     f"Set alpha nearer to {root}, or raise the learning rate.")
+    stored = max((algorithm.file_alpha(layer) or 0.0 for layer in layers), default=0.0)
+    if dtype == "fp16" and stored > FLOAT16_MAX:
+        yield Warned(f"alpha is {stored:g} in the file, more than fp16 can hold "
+                     f"({FLOAT16_MAX:g}): it would be read as infinite.",
+                     "Lower alpha and dim, or set output.dtype to bf16 or fp32.")
+    larger = sum(count for layer, count in layers.items()
+                 if _own(algorithm, layer) > layer.out * layer.fan_in)
+    if 2 * larger > sum(layers.values()) and algorithm.has_dim:
+        yield Warned(f"At dim {algorithm.dim} {algorithm.label} holds more numbers than the layer "
+                     f"itself on {larger} of {sum(layers.values())} layers.",
+                     "Lower the dim, or choose Full, which is smaller there.")
+
+
+def _own(algorithm: Algorithm, layer: Layer) -> int:
+    shapes: Mapping[str, tuple[int, ...]] = algorithm.shapes(layer)
+    return sum(algorithms.elements(shape) for name, shape in shapes.items()
+               if name not in algorithm.frozen)
