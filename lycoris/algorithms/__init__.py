@@ -86,11 +86,19 @@ class Cost:
     the input, gradients of the factors); None where there is no such way; `once` is what that way
     takes besides. `build`: once, to make dW from its factors, again in the backward pass, and to
     bring dW's gradient to them.
+
+    And the numbers that the way without dW holds for its backward pass: `kept` for each position of
+    the output, `made` once, besides the tensors themselves; `keeps_input`: the layer's input too,
+    `keeps_output` its output.
     """
 
     token: float | None
     build: float
     once: float = 0.0
+    kept: float = 0.0
+    made: float = 0.0
+    keeps_input: bool = True
+    keeps_output: bool = False
 
 
 @dataclass(frozen=True)
@@ -239,6 +247,10 @@ class Algorithm:
     def bias(self, p: Tensors) -> Tensor | None:
         """The change of the bias, for algorithms that have one."""
         return None
+
+    def constant_numbers(self, layer: Layer) -> int:
+        """How many numbers `constants` makes."""
+        return 0
 
     def factors(self, p: Tensors, layer: Layer,
                 weight: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -48,7 +48,8 @@ class Boft(DiagOft):
         shapes = self.shapes(layer) if self.fixed is None else self.fixed
         stages, _, block, _ = shapes["blocks"]
         return Cost(3.0 * stages * layer.out * block,
-                    3.0 * stages * layer.out * layer.fan_in * block)
+                    3.0 * stages * layer.out * layer.fan_in * block,
+                    **self._held(layer, stages, block))
 
     def rotations(self, p: Tensors, layer: Layer) -> Tensor:
         return cayley(p["blocks"], self.options.constraint * layer.out)

@@ -19,6 +19,8 @@ from torch import Tensor
 from ..knobs import Knob
 from . import Algorithm, Cost, Inner, Layer, Shape, Tensors, factorization
 
+SYSTEM = 5.0  # matrices of the rotations' size that solving for them leaves behind
+
 
 @dataclass(frozen=True)
 class OftOptions:
@@ -89,7 +91,16 @@ class DiagOft(Algorithm):
 
     def cost(self, layer: Layer) -> Cost:
         block = self._block(layer)
-        return Cost(3.0 * layer.out * block, 3.0 * layer.out * layer.fan_in * block)
+        return Cost(3.0 * layer.out * block, 3.0 * layer.out * layer.fan_in * block,
+                    **self._held(layer, 1, block))
+
+    def _held(self, layer: Layer, stages: int, block: int) -> dict[str, Any]:
+        """What is kept: the turned output, or with lengths what each stage got and the last one
+        gave. The rotations, their system of equations and its solution are made once."""
+        rescaled = self.options.rescaled
+        return {"kept": float(layer.out * (1 + stages)) if rescaled else 0.0,
+                "made": SYSTEM * stages * layer.out * block, "keeps_input": False,
+                "keeps_output": not rescaled}
 
     def _block(self, layer: Layer) -> int:
         shapes = self.shapes(layer) if self.fixed is None else self.fixed
