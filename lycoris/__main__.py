@@ -234,7 +234,18 @@ def _resumed(folder: RunFolder, settings: Sequence[str]) -> Config:
                                       name=folder.name))
     if settings:
         durable.write_text(folder.config_file, config.dump(run))
-    return run
+    return _with_its_preset(folder, run)
+
+
+def _with_its_preset(folder: RunFolder, run: Config) -> Config:
+    """With the folder's copy in place of an own preset that has changed since the run was made: the
+    layers of a run stay what they are."""
+    from . import presets
+
+    copy = folder.preset_file
+    if not copy.is_file() or presets.source(run.network.preset) == copy.read_text("utf-8"):
+        return run
+    return replace(run, network=replace(run.network, preset=str(copy)))
 
 
 def _stamp() -> str:

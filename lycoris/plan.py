@@ -20,6 +20,7 @@ from . import (
     knobs,
     metadata,
     optimizers,
+    presets,
     samplers,
     schedules,
     sizes,
@@ -113,15 +114,17 @@ def make(run: Config, *, family: Family | None = None, dataset: Dataset | None =
 
 
 def create(made: Plan, **notes: Any) -> RunFolder:
-    """The run folder of a plan, with the complete settings and the plan in it.
+    """The run folder of a plan, with the complete settings, an own preset, and the plan in it.
 
     `notes` go into plan.json. Raises RunError where a run of that name exists.
     """
     run = named(made.config)
     folder = RunFolder(Path(run.output.folder).expanduser() / run.output.name)
-    return folder.create({
-        "config.toml": config.dump(run),
-        "plan.json": json.dumps({**made.summary(), **notes}, indent=1, ensure_ascii=False)})
+    files = {"config.toml": config.dump(run),
+             "plan.json": json.dumps({**made.summary(), **notes}, indent=1, ensure_ascii=False)}
+    if own := presets.source(run.network.preset):
+        files[folder.preset_file.name] = own
+    return folder.create(files)
 
 
 def named(run: Config) -> Config:

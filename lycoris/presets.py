@@ -97,13 +97,18 @@ def own(name: str, others: Iterable[str] = ()) -> Preset:
 
     ConfigError lists what is wrong with it, or where there is none all names, `others` among them.
     """
-    if name.endswith(".toml") or {"/", "\\"} & set(name):
-        return read(config.find(name))
-    if name in own_names():
-        return read(_folder() / f"{name}.toml")
+    if (file := _file(name)) is not None:
+        return read(file)
     known = tuple(dict.fromkeys((*others, *own_names())))
     raise refusal(f"there is no {name!r}; choose one of {', '.join(known)}, or give the path of a "
                   f".toml file.{knobs.nearest(name, known)}")
+
+
+def source(name: str) -> str:
+    """The text of a preset of the user's own as it now is; empty for any other name, and where the
+    file is gone."""
+    file = _file(name)
+    return "" if file is None or not file.is_file() else file.read_text("utf-8")
 
 
 def select(kind: type[Family], layers: Sequence[Layer], preset: Preset) -> Selection:
@@ -255,6 +260,13 @@ def _nothing(kind: type[Family], layers: Sequence[Layer], preset: Preset, named:
 def _listed(texts: Sequence[str]) -> str:
     more = len(texts) - SHOWN
     return ", ".join(texts[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _file(name: str) -> Path | None:
+    """The file of an own preset, by its path or its name; None for a name that no file has."""
+    if name.endswith(".toml") or {"/", "\\"} & set(name):
+        return config.find(name)
+    return _folder() / f"{name}.toml" if name in own_names() else None
 
 
 def _folder() -> Path:

@@ -1,7 +1,7 @@
 """The run folder is the truth: config in, events out, append-only.
 
     runs/<name>/  <name>.safetensors  config.toml  plan.json  events.jsonl  log.txt
-                  samples/  checkpoints/  state/  requests/
+                  samples/  checkpoints/  state/  requests/  preset.toml (of a preset of one's own)
 
 The state of a run is derived from its events and from whether that very process is alive; nothing
 stores it, so nothing can go stale. Control is by small files in requests/.
@@ -144,6 +144,11 @@ class RunFolder:
     @property
     def config_file(self) -> Path:
         return self.path / "config.toml"
+
+    @property
+    def preset_file(self) -> Path:
+        """A copy of the user's own preset, as it was when the run was made; often there is none."""
+        return self.path / "preset.toml"
 
     @property
     def adapter_file(self) -> Path:

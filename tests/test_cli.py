@@ -288,6 +288,23 @@ def _wait(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: fl
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize("later", ['unet_target_name = ["to_v"]', None])
+def test_a_run_keeps_the_preset_it_was_made_with(lycoris: Verb, small: list[str], tmp_path: Path,
+                                                 later: str | None) -> None:
+    """One's own preset is edited, or deleted, between the two halves of a run."""
+    preset = tmp_path / "mine.toml"
+    preset.write_text('unet_target_name = ["to_k"]', "utf-8")
+    code, _, _ = lycoris("train", *small, f"network.preset={preset}", "train.steps=2")
+    folder = tmp_path / "runs" / "one"
+    assert code == 0
+    before = set(load_file(folder / "one.safetensors"))
+    preset.unlink() if later is None else preset.write_text(later, "utf-8")
+    code, ended, _ = lycoris("train", str(folder), "train.steps=4")
+    assert code == 0 and ended["step"] == 4
+    assert set(load_file(folder / "one.safetensors")) == before
+    assert f'preset = "{preset}"' in (folder / "config.toml").read_text("utf-8")
+
+
 def test_a_comparison_needs_two(lycoris: Verb, small: list[str], tmp_path: Path) -> None:
     for words in ([], ["--adapter", "base"]):
         code, found, _ = lycoris("compare", *small, *words, "--out", str(tmp_path / "alone"))

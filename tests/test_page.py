@@ -88,6 +88,13 @@ def test_the_widgets_hold_every_legal_value(form: Form, path: str, value: float)
     assert list(form.problems(values)) == [path], "an emptied field is our error, not Gradio's"
 
 
+@pytest.mark.parametrize("path", ["network.dim", "train.steps", "network.conv_dim"])
+def test_a_fraction_of_a_whole_number_is_refused_and_not_rounded(form: Form, path: str) -> None:
+    widget = form.widgets[path]
+    values = shown(form, config.load()) | {widget: widget.preprocess(2.5)}
+    assert "expects a whole number, got 2.5" in form.problems(values)[path]
+
+
 def test_problems_land_on_their_widgets(form: Form) -> None:
     values = shown(form, config.load())
     values[form.widgets["train.steps"]] = 0
@@ -229,6 +236,13 @@ def test_following_a_run_by_cursor(workspace: Workspace) -> None:
     assert again["reset"] and [p[0] for p in again["points"]] == [1, 2, 3]
     with pytest.raises(RunError, match="no longer there"):
         views.follow(workspace, {"run": "nothing"})
+
+
+@pytest.mark.parametrize(("algo", "said"), [("lora", "LoRA 8, full"), ("full", "Full, full")])
+def test_a_run_in_a_few_words(workspace: Workspace, algo: str, said: str) -> None:
+    run = RunFolder(workspace.runs_folder / "a").create({"config.toml": config.dump(
+        config.load(None, [f"network.algo={algo}", "network.dim=8", "network.preset=full"]))})
+    assert views.follow(workspace, {"run": views.run_id(run.path)})["about"] == said
 
 
 def test_the_total_is_that_of_the_last_start(workspace: Workspace) -> None:
@@ -407,7 +421,7 @@ def test_previews_escape_what_people_write(tmp_path: Path) -> None:
 
     evil = "<img src=x onerror=alert(1)>"
     text = dataset.listed([Edit(tmp_path / f"{evil}.png", evil, evil + "!")])
-    assert "<img" not in text and "&lt;img" in text
+    assert "<img" not in text and "&lt;img" in text and "1 caption would change" in text
 
 
 def test_pictures_are_re_encoded_and_small(tmp_path: Path) -> None:
