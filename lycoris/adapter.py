@@ -185,9 +185,7 @@ class Adapter(nn.Module):
             if self.origin is not None and onto is weight and multiplier == 1.0:
                 changed = p[self.algorithm.whole]
             elif LENGTHS not in p:
-                changed = self._onto(onto, multiplier, p)
-                if changed is None:
-                    changed = onto + self.scaled_delta(weight, multiplier, p)
+                changed = onto + self.scaled_delta(weight, multiplier, p)
             else:
                 full = weight + self.scaled_delta(weight, 1.0, p)
                 own = full.detach() if self.extras.dora_detach else full
@@ -198,13 +196,6 @@ class Adapter(nn.Module):
         if shift is not None and bias is not None:
             bias = bias.to(shift.dtype) + multiplier * shift
         return changed, bias
-
-    def _onto(self, onto: Tensor, multiplier: float, p: Tensors) -> Tensor | None:
-        """onto + multiplier * scale * dW as one operation, where the algorithm has one."""
-        if SCALAR in p or not self.algorithm.linear or torch.compiler.is_compiling():
-            return None
-        return self.algorithm.onto(p, self.layer, onto,
-                                   multiplier * self.algorithm.scale(self.layer))
 
     def change(self, weight: Tensor, multiplier: float, p: Tensors | None = None) -> Tensor:
         """W' - W at the given strength."""
