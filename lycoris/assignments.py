@@ -126,8 +126,7 @@ class Assigner:
     def rule(self, layer: Layer) -> Rule:
         """The first rule that matches, else what the preset says, else none."""
         for pattern, rule in self.rules:
-            full = f"{layer.part}.{layer.name}"
-            if fnmatchcase(layer.name, pattern) or fnmatchcase(full, pattern):
+            if fits(pattern, layer):
                 return rule
         said = self.overrides.get((layer.part, layer.name))
         return self.plain if said is None else self._preset_rule(said)
@@ -195,6 +194,12 @@ class Assigner:
         shared = network.options if rule.algo in (None, network.algo) else {}
         options = algorithms.read_options(algo, {**shared, **rule.options})
         return kind(dim, alpha, options, network.rs_lora, start)
+
+
+def fits(pattern: str, layer: Layer) -> bool:
+    """Is a rule of this pattern for the layer? By its name, with or without its part."""
+    full = f"{layer.part}.{layer.name}"
+    return fnmatchcase(layer.name, pattern) or fnmatchcase(full, pattern)
 
 
 def read_rules(rules: Sequence[Mapping[str, Any]]) -> list[tuple[str, Rule]]:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from . import algorithms, optimizers
+from . import algorithms, knobs, optimizers, presets
 from .algorithms import Algorithm, Layer
-from .assignments import Assignment, select
+from .assignments import Assignment, fits, read_rules, select
 from .config import Config
 from .events import Warned
 from .families import Family
+from .presetfile import OWN
 from .presets import Selection
 
 LOUD, QUIET = 4.0, 1 / 64  # effective scales outside are told
@@ -33,7 +34,8 @@ def network(run: Config, family: Family, assignments: Sequence[Assignment]) -> l
     for key, each in samples.items():
         groups.setdefault(key[0], (each.algorithm, {}))[1][each.layer] = alike[key]
     chosen = select(family, run.network)
-    return [*_preset(run, chosen), *_unused(run, assignments), *_rate(run),
+    return [*_preset(run, chosen), *_dropped(run, chosen), *_rules(run, chosen),
+            *_unused(run, assignments), *_rate(run),
             *(warned for algorithm, layers in groups.values()
               for warned in _of(algorithm, layers, run.output.dtype))]
 
@@ -51,6 +53,37 @@ def _preset(run: Config, chosen: Selection) -> Iterator[Warned]:
     if network.conv_dim and not spatial:
         yield Warned(f"network.conv_dim is {network.conv_dim}, but the preset {network.preset} "
                      "takes no convolution larger than 1x1.", "Choose the preset full for them.")
+
+
+def _dropped(run: Config, chosen: Selection) -> Iterator[Warned]:
+    """Options in a preset of one's own that the algorithm of their layers does not have."""
+    if not presets.source(run.network.preset):
+        return
+    alike: Counter[tuple[str, str]] = Counter()
+    for said in chosen.overrides.values():
+        entry = algorithms.catalogue()[str(said.get("algo") or run.network.algo)]
+        lost = said.keys() - {"algo", *OWN, *knobs.leaves(entry.Options)}
+        alike.update((name, entry.label) for name in lost)
+    for (name, label), count in sorted(alike.items()):
+        yield Warned(f"The preset {chosen.preset} sets {name} for {count} layers, but they "
+                     f"are {label}, which has no {name}: it does nothing there.",
+                     "Write the algo that it is meant for beside it.")
+
+
+def _rules(run: Config, chosen: Selection) -> Iterator[Warned]:
+    """Rules that decide nothing: their pattern fits no layer, or earlier rules have them all."""
+    patterns = [pattern for pattern, _ in read_rules(run.network.rules)]
+    first = {next((place for place, pattern in enumerate(patterns) if fits(pattern, layer)), None)
+             for layer in chosen.layers} if patterns else set()
+    for place, pattern in enumerate(patterns):
+        if place in first:
+            continue
+        taken = any(fits(pattern, layer) for layer in chosen.layers)
+        yield Warned(f"Rule {place + 1}, {pattern}, does nothing: " + (
+            "earlier rules fit all of its layers." if taken else
+            f"it fits no layer that the preset {chosen.preset} takes."),
+            "Move it up." if taken else "The layers have names like "
+            f"{chosen.layers[0].part}.{chosen.layers[0].name}.")
 
 
 def _unused(run: Config, assignments: Sequence[Assignment]) -> Iterator[Warned]:

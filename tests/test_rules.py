@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +199,31 @@ def test_preset_overrides_reach_the_layers(family: Family) -> None:
     kind = type(family)
     chosen = presets.select(kind, family.layers, presets.find("ia3", kind))
     assert len(assign(chosen.layers, settings, family.key)) == len(found)
+
+
+def told(settings: Settings, **network: Any) -> list[str]:
+    """The plan's warnings that speak of the network."""
+    run = settings("network.preset=full")
+    run = replace(run, network=replace(run.network, **network))
+    return [warned.text for warned in plan.make(run, need_dataset=False).warnings
+            if "Rule" in warned.text or "preset" in warned.text]
+
+
+def test_a_rule_that_does_nothing_is_told(settings: Settings) -> None:
+    used, none, late = {"match": "*to_k", "dim": 3}, {"match": "*to_x", "dim": 3}, {
+        "match": "unet.*attn1.to_k", "dim": 2}
+    assert told(settings, rules=(used,)) == []
+    assert told(settings, rules=(none, used)) == [
+        "Rule 1, *to_x, does nothing: it fits no layer that the preset full takes."]
+    assert told(settings, rules=(used, late)) == [
+        "Rule 2, unet.*attn1.to_k, does nothing: earlier rules fit all of its layers."]
+    assert told(settings, rules=(late, used)) == []
+
+
+def test_options_of_an_own_preset_that_its_layers_lack_are_told(settings: Settings,
+                                                                tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('name_algo_map = {"attn1.to_k" = {factor = 4, dim = 2}}', "utf-8")
+    text, = told(settings, algo="lora", preset=str(file))
+    assert text.startswith("The preset mine sets factor for 4 layers, but they are LoRA, which")
+    assert told(settings, algo="lokr", preset=str(file)) == []
