@@ -40,6 +40,13 @@ def choose(page: Any, field: str, name: str) -> None:
     page.locator(".tools-form .note").first.click()
 
 
+def choose_more(page: Any, field: str, name: str) -> None:
+    """One more of several in a dropdown, where it is not chosen yet."""
+    if name not in page.locator(f"#{field}").inner_text():
+        page.locator(f"#{field} input").first.click()
+        page.get_by_role("option", name=name, exact=True).first.click()
+
+
 def go(page: Any, name: str, state: str = "done") -> Any:
     page.locator("#tool-go").click()
     return result(page, name, state)
@@ -178,3 +185,57 @@ def test_results_fit_and_can_be_read(app: App, browser: Any, width: int, dark: b
         assert wide <= width, f"{name} is {wide} px wide"
         assert page.evaluate(CONTRAST) == [], name
     context.close()
+
+
+def test_algorithms_of_different_kinds_from_training_to_tools(app: App, page: Any) -> None:
+    """A Kronecker product, a rotation and a scaling: each trained from its own choice, with the
+    file that was announced; all painted side by side; one inspected and made a LoRA of."""
+    names = {"LoKr": "zorb-lokr", "Diag-OFT": "zorb-diag-oft", "(IA)³": "zorb-ia3"}
+    tab(page, "Train")
+    fill(page, "output.name", "")
+    fill(page, "train.steps", "2")
+    fill(page, "sample.every", "0")
+    announced = {}
+    for label, name in names.items():
+        tab(page, "Algorithm")
+        page.get_by_label(label, exact=True).check()
+        page.locator("[id='output.name']").locator(f"[placeholder='{name}']").wait_for(
+            state="attached")
+        page.wait_for_function("text => document.querySelector('table.algos tr.on td')"
+                               "?.innerText === text", arg=label)
+        announced[name] = page.locator(".plan").inner_text()
+        tab(page, "Train")
+        page.locator("#train").click()
+        app.wait(lambda name=name: app.run(name))
+    for name, said in announced.items():
+        app.wait(lambda name=name: app.run(name)["state"] == "done", 120)
+        assert f"{app.run(name)['bytes']:,} bytes" in said, name
+    tab(page, "Compare")
+    fill(page, "sample.steps", "2")
+    fill(page, "sample.seeds", "1")
+    settled(app, "seeds", "[1]")
+    for name in names.values():
+        choose_more(page, "contestants", name)
+    page.locator("#compare-prompts textarea").fill("a zorb on grass")
+    page.locator("#paint").click()
+    page.get_by_role("link", name="Save grid").wait_for(timeout=90_000)
+    heads = page.locator(".ab .who").all_inner_texts()
+    assert all(any(head.startswith(name) for head in heads) for name in ("base", *names.values()))
+    page.wait_for_function("n => document.querySelectorAll('.ab .cell img').length === n && "
+                           "[...document.querySelectorAll('.ab .cell img')].every(i => "
+                           "i.complete && i.naturalWidth)", arg=len(heads))
+    tab(page, "Train")
+    page.locator("table.runs tr", has=page.get_by_text("zorb-ia3", exact=True)).click()
+    page.locator("#monitor .run b", has_text="zorb-ia3").wait_for()
+    page.locator("#monitor").get_by_role("button", name="Inspect", exact=True).click()
+    page.locator(".tools-root .run b", has_text="zorb-ia3.safetensors").wait_for()
+    assert "(IA)³" in result(page, "inspect").locator(".facts-grid").inner_text()
+    tool(page, "Resize")
+    fill(page, "resize.dim", "2")
+    page.get_by_role("button", name="Resize to dim 2").click()
+    page.locator(".tools-root .run b", has_text="zorb-ia3-dim2.safetensors").wait_for(
+        timeout=90_000)
+    result(page, "resize").get_by_text("It is larger than before").wait_for()
+    page.get_by_role("button", name="Compare with the original").click()
+    page.locator("#contestants .token", has_text="zorb-ia3-dim2").wait_for()
+    assert "/" not in page.locator("#contestants").inner_text(), "names, not paths"
