@@ -26,10 +26,14 @@ class Place:
 
 
 SECTIONS: dict[str, tuple[Place, ...]] = {
-    "base": (Place("model.base"), Place("model.family"), Place("model.dtype")),
+    "base": (Place("model.base"), Place("model.dtype")),
     "folder": (Place("dataset.folder", info=False),),
     "algorithm kind": (Place("network.algo", "radio", info=False),),
     "algorithm": (
+        Place("model.family", names={"auto": "the base model", "sd": "sd: SD 1.x or 2.x",
+                                     "sd15": "SD 1.5, without its files",
+                                     "sd21": "SD 2.1, without its files",
+                                     "sdxl": "SDXL, without its files"}, info=False),
         Place("network.preset", info=False),
         Place("network.dim", "slider", high=128),
         Place("network.alpha", "slider", high=128, step=0.5, info=False),

@@ -24,8 +24,8 @@ from lycogui.workspace import Workspace
 from lycoris.errors import LycorisError
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("core", "range", "header", "plan", "gallery", "plot", "monitor", "compare", "bars",
-           "tools")
+SCRIPTS = ("core", "range", "header", "curves", "views", "plan", "gallery", "plot", "monitor",
+           "compare", "bars", "tools")
 PREFIX = "/lyco"
 Call = Callable[[Workspace, dict[str, Any]], Any]
 

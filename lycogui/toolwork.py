@@ -48,7 +48,7 @@ def facts(workspace: Workspace, adapter: Path) -> Mapping[str, Any]:
 def usable_base(workspace: Workspace) -> Path | None:
     """The base model in the header; None where it cannot be used."""
     try:
-        return workspace.family(workspace.config).base
+        return workspace.base(workspace.config).base
     except LycorisError:
         return None
 

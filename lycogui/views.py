@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from lycogui import toolviews
+from lycogui import speed, toolviews
 from lycogui.workspace import Workspace, run_id
 from lycoris import algorithms, config, devices, events
 from lycoris.data import captions
@@ -32,7 +32,7 @@ def status(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     run = workspace.config
     base: dict[str, Any] = {"name": config.find(run.model.base).name, "label": "", "problem": ""}
     try:
-        base["label"] = workspace.family(run).label
+        base["label"] = workspace.base(run).label
     except LycorisError as error:
         base["problem"] = str(error)
     active = workspace.jobs.active()
@@ -172,7 +172,7 @@ def stop_comparison(workspace: Workspace, given: dict[str, Any]) -> dict[str, An
 VIEWS: dict[str, Callable[[Workspace, dict[str, Any]], Any]] = {
     view.__name__: view for view in (status, gallery, save_caption, all_runs, follow, ask,
                                      comparison, stop_comparison, toolviews.tool,
-                                     toolviews.cancel_tool)}
+                                     toolviews.cancel_tool, speed.calibration)}
 
 
 def thinned(steps: list[events.Step], most: int) -> list[events.Step]:
@@ -241,7 +241,7 @@ def _about_cached(file: Path, modified: int) -> str:
 def _family(workspace: Workspace) -> Family | None:
     """The base model on screen; None where it cannot be used, which the header says."""
     try:
-        return workspace.family(workspace.config)
+        return workspace.base(workspace.config)
     except LycorisError:
         return None
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,8 +105,15 @@ class Workspace:
                               aside)
             return config.load()
 
+    def base(self, run: Config) -> Family:
+        """The facts of the base model itself, whatever model the sizes are shown for."""
+        if config.known_model(run.model.family):
+            run = replace(run, model=replace(run.model, family="auto"))
+        return self.family(run)
+
     def family(self, run: Config) -> Family:
-        """The base model's facts, read again only when its files have changed."""
+        """The facts of the model that is planned for, read again only when its files have changed.
+        """
         base = config.find(run.model.base)
         stamps = tuple(_stamp(base / name) for name in (
             "model_index.json", "unet", "text_encoder", "vae", "scheduler", "tokenizer"))
@@ -115,7 +123,7 @@ class Workspace:
     def facts(self, adapter: Path, run: Config) -> Mapping[str, Any]:
         """What an adapter's header tells, read again only when its file or the base changes."""
         try:
-            family = self.family(run)
+            family = self.base(run)
         except LycorisError:
             family = None
         return self._cached(("facts", adapter), (_stamp(adapter), id(family)),
@@ -141,7 +149,10 @@ class Workspace:
             dataset = self.dataset(run)
         except LycorisError:
             dataset = None
-        return plan.make(run, family=self.family(run), dataset=dataset, need_dataset=False)
+        family = self.family(run)
+        if family.known is not None and run.dataset.resolution < family.resolution / 2:
+            run = at_own_size(run, family)
+        return plan.make(run, family=family, dataset=dataset, need_dataset=False)
 
     def enqueue(self, run: Config, **notes: Any) -> str:
         """A new run folder, waiting to be started; returns its name."""
@@ -205,6 +216,12 @@ class Workspace:
                 while len(self._cache) > 32:
                     self._cache.pop(next(iter(self._cache)))
             return held[1]
+
+
+def at_own_size(run: Config, family: Family) -> Config:
+    """The run at the resolution the model was made for: the form's is another model's."""
+    return replace(run, dataset=replace(run.dataset, resolution=family.resolution,
+                                        bucket_step=max(64, family.side_multiple)))
 
 
 def run_id(path: Path) -> str:

@@ -10,14 +10,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import durable, tensorfile
 from .errors import RunError
-from .network import LycorisNetwork
+
+if TYPE_CHECKING:
+    from .network import LycorisNetwork
 
 KEEP = 2  # the newest and, should it be damaged, the one before
 

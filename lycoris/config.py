@@ -24,7 +24,8 @@ ASSETS = ROOT / "assets"
 BASE_SETTINGS = "lycogui.toml"
 DTYPES = ("fp16", "bf16", "fp32")
 # Names that mean something else beside the runs: a contestant, and folders of pictures.
-RESERVED_NAMES = ("base", "comparisons", "pictures", "tools", "adapters", "models")
+RESERVED_NAMES = ("base", "comparisons", "pictures", "tools", "adapters", "models",
+                  "calibrations")
 PRESETS = Path("presets")  # the user's own, in the working folder
 
 
@@ -32,8 +33,9 @@ PRESETS = Path("presets")  # the user's own, in the working folder
 class ModelConfig:
     base: Annotated[str, Knob("Folder of the base model, in the diffusers layout.", file=True,
                               label="Base model")] = "assets/tiny-sd"
-    family: Annotated[str, Knob("Kind of model; auto reads it from the files.",
-                                catalogue="families")] = "auto"
+    family: Annotated[str, Knob("Kind of model; auto reads it from the base's files. The name of "
+                                "a known model tells what it would cost, without its files.",
+                                label="Sizes for", catalogue="families")] = "auto"
     dtype: Annotated[str, Knob("Precision the frozen base is held in; auto follows "
                                "train.precision.", choices=("auto", *DTYPES),
                                label="Precision of the base")] = "auto"

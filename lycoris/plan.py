@@ -152,6 +152,14 @@ def _measured(run: Config, family: Family, assignments: Sequence[Assignment],
     return sizes.measure(assignments, run.output.dtype, described)
 
 
+def sizes_with(made: Plan, network: NetworkConfig) -> Sizes:
+    """What the file of a planned run would take with another network; ConfigError where that is
+    impossible."""
+    run = replace(made.config, network=network)
+    return _measured(run, made.family, assign_family(made.family, network), made.dataset,
+                     made.buckets)
+
+
 def facts_of(run: Config, buckets: Sequence[tuple[int, int]], **known: Any) -> metadata.Facts:
     """What the metadata says of the data; `known` are times and ids once they are known."""
     return metadata.Facts(

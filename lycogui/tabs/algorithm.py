@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import html
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
 import gradio as gr
 
+from lycogui import costs, speed
+from lycogui import pair as pairs
+from lycogui.costs import Asked
 from lycogui.form import labelled
 from lycogui.guard import shown, tell
 from lycogui.page import Page, on
 from lycogui.parts import mount
 from lycogui.workspace import Workspace
-from lycoris import algorithms, choose, knobs, plan
-from lycoris.config import LEAVES, Config, NetworkConfig
-from lycoris.data.folder import Dataset
+from lycoris import advice, algorithms, choose, plan, recipes
+from lycoris.config import LEAVES, Config
 from lycoris.errors import ConfigError, LycorisError
 from lycoris.families import Family
-from lycoris.plan import Plan
 
-PARTS = {"unet": "UNet", "text_encoder": "text encoder",
-         "text_encoder_2": "second text encoder"}
+KEPT = "algorithm"  # what view is open, and what is set in it
+EVENTS = ("look", "equal", "dim", "apply", "undo", "put", "take", "unset", "read", "measure",
+          "halt")
+UNDONE = 30  # steps back
 
 
 def build(page: Page) -> None:
@@ -40,8 +44,7 @@ def build(page: Page) -> None:
             with gr.Accordion("More", open=False):
                 form.place("algorithm more")
         with gr.Column(scale=4):
-            page["plan"] = mount("plan", "<div class='plan-root'></div>", ("equal", "dim"),
-                                 elem_id="plan")
+            page["plan"] = mount("plan", "<div class='plan-root'></div>", EVENTS, elem_id="plan")
     for path, looks in uses(form.start.network.algo).items():
         for name, value in looks.items():
             setattr(form.widgets[path], name, value)
@@ -49,11 +52,9 @@ def build(page: Page) -> None:
 
 def connect(page: Page) -> None:
     form, workspace = page.form, page.workspace
-    algo = form.widgets["network.algo"]
     name = form.widgets["output.name"]
-    groups = page["options"]
-
     page["shown"] = [page["plan"], page["about"], page["scale"], name, page["train note"]]
+    page["before"] = []  # (what it was called, the settings), the last at the end
 
     def refresh(values: dict[Any, Any]) -> tuple[dict[str, Any], Any, str, Any, str]:
         """Every change of a setting: remember it, and show what it means."""
@@ -63,21 +64,25 @@ def connect(page: Page) -> None:
             return {"problems": list(labelled(error).values())}, gr.skip(), "", gr.skip(), gr.skip()
         workspace.remember(run)
         try:
-            shows = card(workspace.plan(run))
+            shows = drawn(page, run)
         except LycorisError as error:
             return impossible(workspace, run, error), about(run), "", gr.skip(), gr.skip()
         return (shows, about(run), scale_note(run),
                 gr.update(placeholder=plan.with_free_name(run).output.name), "")
 
-    @shown
-    def equal(values: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
-        run = form.read(values)
-        found = choose.match(run, event.algo, workspace.family(run))
-        tell(found.text)
-        return form.write(found.run)
+    gr.on([widget.change for widget in form.widgets.values()], refresh, inputs=form.inputs,
+          outputs=page["shown"], api_visibility="private",
+          show_progress="hidden", trigger_mode="always_last")
+    page["refresh"] = refresh
+    connect_options(page)
+    connect_views(page)
+    connect_changes(page)
 
-    def possible(event: gr.EventData) -> int:
-        return event.dim
+
+def connect_options(page: Page) -> None:
+    """Which fields mean something depends on the algorithm."""
+    form, groups = page.form, page["options"]
+    algo, start = form.widgets["network.algo"], form.widgets["network.init"]
 
     def options_of(chosen: str, start: str) -> list[Any]:
         fits = start in algorithms.catalogue()[chosen].starts
@@ -85,15 +90,106 @@ def connect(page: Page) -> None:
                 *(gr.update(**looks) for looks in uses(chosen).values()),
                 gr.skip() if fits else "default"]
 
-    gr.on([widget.change for widget in form.widgets.values()], refresh, inputs=form.inputs,
-          outputs=page["shown"], api_visibility="private",
-          show_progress="hidden", trigger_mode="always_last")
-    start = form.widgets["network.init"]
     on(algo.change, options_of, inputs=[algo, start], outputs=[
         *groups.values(), *(form.widgets[path] for path in uses(algo.value)), start])
-    on(page["plan"].equal, equal, inputs=form.inputs, outputs=form.inputs)
-    on(page["plan"].dim, possible, outputs=form.widgets["network.dim"])
-    page["refresh"] = refresh
+
+
+def connect_views(page: Page) -> None:
+    """What only changes what is seen."""
+    form, workspace, view = page.form, page.workspace, page["plan"]
+
+    @shown
+    def look(values: dict[Any, Any], event: gr.EventData) -> Any:
+        asked = {**asdict(Asked.of(workspace.kept(KEPT))), **event.asked}
+        workspace.keep(KEPT, asdict(Asked.of(asked)))
+        return redrawn(page, form.read(values))
+
+    @shown
+    def put(values: dict[Any, Any], event: gr.EventData) -> Any:
+        run = form.read(values)
+        pairs.put(workspace, event.side, run.network)
+        return redrawn(page, run)
+
+    @shown
+    def unset(values: dict[Any, Any], event: gr.EventData) -> Any:
+        pairs.put(workspace, event.side, None)
+        return redrawn(page, form.read(values))
+
+    @shown
+    def measure(values: dict[Any, Any]) -> Any:
+        run = form.read(values)
+        speed.start(workspace, run)
+        return redrawn(page, run)
+
+    @shown
+    def halt(values: dict[Any, Any]) -> Any:
+        speed.stop(workspace)
+        return redrawn(page, form.read(values))
+
+    for event, handler in ((view.look, look), (view.put, put), (view.unset, unset),
+                           (view.measure, measure), (view.halt, halt)):
+        on(event, handler, inputs=form.inputs, outputs=view)
+
+
+def connect_changes(page: Page) -> None:
+    """What puts other settings into the form; each can be undone."""
+    form, workspace, view = page.form, page.workspace, page["plan"]
+
+    def changing(make: Callable[[Config, gr.EventData], Config]) -> Callable[..., Any]:
+        @shown
+        def handler(values: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
+            run = form.read(values)
+            made = make(run, event)
+            page["before"][:] = [*page["before"], run][-UNDONE:]
+            return form.write(made)
+        return handler
+
+    def equal(run: Config, event: gr.EventData) -> Config:
+        found = choose.match(run, event.algo, workspace.family(run))
+        tell(found.text)
+        return found.run
+
+    def applied(run: Config, event: gr.EventData) -> Config:
+        return costs.applied(run, event.values)
+
+    def take(run: Config, event: gr.EventData) -> Config:
+        side = pairs.NAMES.index(event.side)
+        return pairs.Pair.of(workspace, run).runs(run)[side]
+
+    def read(run: Config, event: gr.EventData) -> Config:
+        recipe = recipes.read(event.text)
+        tell(recipe.text)
+        return recipe.applied(run)
+
+    def possible(event: gr.EventData) -> int:
+        return event.dim
+
+    @shown
+    def undo() -> Any:
+        return form.write(page["before"].pop()) if page["before"] else gr.skip()
+
+    for event, make in ((view.equal, equal), (view.apply, applied), (view.take, take),
+                        (view.read, read)):
+        on(event, changing(make), inputs=form.inputs, outputs=form.inputs)
+    on(view.undo, undo, outputs=form.inputs)
+    on(view.dim, possible, outputs=form.widgets["network.dim"])
+
+
+def drawn(page: Page, run: Config) -> dict[str, Any]:
+    """The plan and the open view as the page draws them."""
+    workspace = page.workspace
+    shows = costs.card(workspace, workspace.plan(run), Asked.of(workspace.kept(KEPT)))
+    before = page["before"][-1].network if page["before"] else None
+    return {**shows, "undo": before and f"{algorithms.catalogue()[before.algo].label}, "
+                                        f"{costs.in_short(before)}"}
+
+
+def redrawn(page: Page, run: Config) -> Any:
+    """As `drawn`, for an event that changes no setting: what is impossible stays as it stands."""
+    try:
+        return drawn(page, run)
+    except LycorisError as error:
+        return impossible(page.workspace, run, error)
 
 
 def uses(algo: str) -> dict[str, dict[str, Any]]:
@@ -128,14 +224,12 @@ def about(run: Config) -> str:
 
 def scale_note(run: Config) -> str:
     """What alpha does at this dim, in numbers; empty where there is no alpha."""
-    network = run.network
-    if not algorithms.catalogue()[network.algo].scaled:
+    moved = advice.scale(run.network)
+    if moved is None:
         return ""
-    if network.rs_lora:
-        text = f"alpha / √dim = {network.alpha / network.dim**0.5:.3g}"
-    else:
-        text = f"alpha / dim = {network.alpha / network.dim:.3g}"
-    return f"<p class='note num'>Effective scale {text}. It moves when dim does.</p>"
+    others = " and ".join(f"{left:.3g} at dim {dim}" for dim, left, _ in moved.moves)
+    return (f"<p class='note num'>Effective scale {moved.formula} = {moved.value:.3g}. With alpha "
+            f"left alone: {others}.</p>")
 
 
 def impossible(workspace: Workspace, run: Config, error: LycorisError) -> dict[str, Any]:
@@ -144,8 +238,11 @@ def impossible(workspace: Workspace, run: Config, error: LycorisError) -> dict[s
     found: dict[str, Any] = {"problems": list(labelled(error).values())}
     if set(error.problems) != {"network.dim"}:
         return found
-    family = workspace.family(run)
-    return {**found, "dim": way_out(run, family), "rows": rows(run, family, None)}
+    dim = way_out(run, workspace.family(run))
+    if dim is None:
+        return found
+    near = workspace.plan(replace(run, network=replace(run.network, dim=dim)))
+    return {**found, "dim": dim, "data": costs.rows(replace(near, config=run), possible=False)}
 
 
 def way_out(run: Config, family: Family) -> int | None:
@@ -159,50 +256,3 @@ def way_out(run: Config, family: Family) -> int | None:
             continue
         return dim
     return None
-
-
-def card(made: Plan) -> dict[str, Any]:
-    """The plan as the page draws it."""
-    sizes, dataset = made.sizes, made.dataset
-    parts = " and ".join(
-        f"{group.parameters:,} in {group.modules} layers of the {PARTS.get(part, part)}"
-        for part, group in sizes.parts.items())
-    return {
-        "parameters": sizes.parameters, "layers": sizes.modules,
-        "bytes": sizes.file_bytes_with_metadata, "training": made.training_bytes,
-        "steps": made.config.train.steps, "epochs": f"{made.epochs:.4g}",
-        "pictures": len(dataset.readable) if dataset else 0, "parts": f"{parts}.",
-        "notes": [f"{w.text} {w.fix}".strip() for w in made.warnings],
-        "rows": rows(made.config, made.family, made.dataset),
-    }
-
-
-def rows(run: Config, family: Family, dataset: Dataset | None) -> list[dict[str, Any]]:
-    return [row(run, algo, family, dataset) for algo in algorithms.catalogue()]
-
-
-def row(run: Config, algo: str, family: Family, dataset: Dataset | None) -> dict[str, Any]:
-    """One algorithm at the settings on screen; where it is impossible with them, why."""
-    on = algo == run.network.algo
-    network = run.network if on else plan.switched(run.network, algo)
-    entry = algorithms.catalogue()[algo]
-    said = {"algo": algo, "label": entry.label, "on": on, "settings": in_short(network),
-            "equal": entry.has_dim and not on}
-    try:
-        sizes = plan.make(replace(run, network=network), family=family, dataset=dataset,
-                          need_dataset=False).sizes
-    except ConfigError as error:
-        return {**said, "parameters": 0, "bytes": 0, "problem": "; ".join(labelled(error).values())}
-    return {**said, "parameters": sizes.parameters, "bytes": sizes.file_bytes_with_metadata}
-
-
-def in_short(network: NetworkConfig) -> str:
-    """ "dim 8, alpha 4, factor 16": what the algorithm uses of the settings."""
-    entry = algorithms.catalogue()[network.algo]
-    own = knobs.leaves(entry.Options)
-    parts = [f"dim {network.dim}"] * entry.has_dim + [f"alpha {network.alpha:g}"] * entry.scaled
-    for name, value in network.options.items():
-        label = own[name].label.lower() if name in own else name
-        if value is not False:
-            parts.append(label if value is True else f"{label} {value}")
-    return ", ".join(parts) or "no dim"

@@ -51,7 +51,7 @@ def connect(page: Page) -> None:
         run = form.read(values)
         settings = config.base_settings(run.model.base)
         if not settings:
-            family = workspace.family(run)
+            family = workspace.base(run)
             settings = {"dataset.resolution": family.resolution,
                         "dataset.bucket_step": family.side_multiple}
         tell(f"{len(settings)} settings taken from {config.find(run.model.base).name}.")
@@ -71,7 +71,7 @@ def connect(page: Page) -> None:
 def describe(page: Page, values: dict[Any, Any]) -> str:
     """What the chosen base is, or why it cannot be used; escaped."""
     try:
-        family = page.workspace.family(page.form.read(values))
+        family = page.workspace.base(page.form.read(values))
     except LycorisError as error:
         return (f"<div class='card bad' role='alert'><b>This base cannot be used</b>"
                 f"<p>{html.escape(error.message)}</p><p>{html.escape(error.fix)}</p></div>")

@@ -10,9 +10,10 @@ import gradio as gr
 
 from lycogui.guard import shown, tell
 from lycogui.page import Page, on
+from lycogui.pair import NAMES, Pair
 from lycogui.parts import mount
 from lycogui.workspace import Workspace
-from lycoris import choose, config, plan
+from lycoris import config, plan
 from lycoris.config import Config
 from lycoris.errors import ConfigError
 
@@ -30,9 +31,9 @@ def build(page: Page) -> None:
             page["train"] = gr.Button("Train", variant="primary", size="lg", elem_id="train")
             page["pair"] = gr.Button("Train an A/B pair", size="md", elem_id="train-pair")
             page["train note"] = gr.HTML(apply_default_css=False, elem_id="train-note")
-            gr.HTML("<p class='note'>The pair: LoRA and a LoHa of the same size, one after the "
-                    "other, on the same pictures, captions and noise.</p>",
-                    apply_default_css=False)
+            gr.HTML("<p class='note'>The pair: A and B of the Algorithm tab, LoRA and a LoHa of "
+                    "the same size where none is put there, one after the other, on the same "
+                    "pictures, captions and noise.</p>", apply_default_css=False)
             for title, section in FOLDS.items():
                 with gr.Accordion(title, open=False):
                     form.place(section)
@@ -90,17 +91,18 @@ def problems_card(found: dict[str, str]) -> str:
 
 
 def enqueue_pair(workspace: Workspace, run: Config) -> tuple[str, str]:
-    """The same run with LoRA and with LoHa at the size of the one on screen."""
-    family = workspace.family(run)
-    stem = run.output.name or config.find(run.dataset.folder).name
+    """The same run with the networks A and B."""
+    both = Pair.of(workspace, run).runs(run)
+    alike = both[0].network.algo == both[1].network.algo
     sides = []
-    for algo in ("lora", "loha"):
-        one = run if run.network.algo == algo else choose.match(run, algo, family).run
+    for place, one in enumerate(both):
         bare = replace(one, output=replace(one.output, name=""))
-        sides.append(plan.with_free_name(bare, f"{stem}-{algo}" if run.output.name else ""))
+        stem = f"{run.output.name}-{one.network.algo}" if run.output.name else (
+            config.run_name(bare))
+        sides.append(plan.with_free_name(bare, stem + f"-{NAMES[place]}" * alike))
     names = [side.output.name for side in sides]
     for place, side in enumerate(sides):
-        workspace.enqueue(side, pair={"side": "ab"[place], "with": names[1 - place]})
+        workspace.enqueue(side, pair={"side": NAMES[place], "with": names[1 - place]})
     return names[0], names[1]
 
 

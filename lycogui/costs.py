@@ -1,0 +1,254 @@
+"""What settings cost and what else they could be, as the views of the Algorithm tab show it.
+
+Each view is a function of what is on screen; only the one that is open is worked out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lycogui import speed
+from lycogui.form import labelled
+from lycogui.pair import Pair
+from lycogui.workspace import Workspace
+from lycoris import (
+    advice,
+    algorithms,
+    choose,
+    config,
+    devices,
+    disk,
+    guideline,
+    knobs,
+    machine,
+    memory,
+    plan,
+    recipes,
+    relief,
+)
+from lycoris.config import LEAVES, Config, NetworkConfig
+from lycoris.errors import ConfigError, LycorisError
+from lycoris.plan import Plan
+
+MIB = 2**20
+PARTS = {"unet": "UNet", "text_encoder": "text encoder",
+         "text_encoder_2": "second text encoder"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A view and what was set in it; kept like the settings."""
+
+    view: str = "layers"
+    goal: str = ""
+    budget: float = 0.0  # MiB; 0: as large as the file on screen
+    form: str = "toml"
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> Asked:
+        """What was kept, as far as it still means something."""
+        found = cls(**{name: type(getattr(cls, name))(value) for name, value in kept.items()
+                       if name in ("view", "goal", "budget", "form")})
+        return found if found.view in VIEWS else cls()
+
+
+def card(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
+    """The plan as the page draws it, with the view that is open."""
+    sizes, dataset, run = made.sizes, made.dataset, made.config
+    parts = " and ".join(
+        f"{group.parameters:,} in {group.modules} layers of the {PARTS.get(part, part)}"
+        for part, group in sizes.parts.items())
+    return {
+        "model": made.family.title, "by_name": made.family.known is not None,
+        "side": run.dataset.resolution,
+        "parameters": sizes.parameters, "layers": sizes.modules, "dtype": sizes.dtype,
+        "bytes": sizes.file_bytes_with_metadata, "memory": peak(workspace, made),
+        "time": speed.expected(workspace, made), "disk": written(made),
+        "steps": run.train.steps, "epochs": f"{made.epochs:.4g}",
+        "pictures": len(dataset.readable) if dataset else 0, "parts": f"{parts}.",
+        "notes": [f"{w.text} {w.fix}".strip() for w in made.warnings],
+        "view": asked.view, "data": VIEWS[asked.view](workspace, made, asked),
+    }
+
+
+def peak(workspace: Workspace, made: Plan) -> dict[str, Any]:
+    """The most memory the run will have in use, beside what is free now."""
+    device = workspace.device
+    facts = devices.look(device)
+    found = memory.predict(made, device.type, correction=machine.correction(made, facts.name))
+    return {"peak": found.peak, "missing": found.missing, "free": facts.free,
+            "device": "GPU" if device.type != "cpu" else "computer"}
+
+
+def written(made: Plan) -> dict[str, int]:
+    """What the run will write, and by how much that is too much."""
+    found = disk.predict(made)
+    return {"bytes": found.bytes, "free": found.free, "lacking": found.lacking}
+
+
+def layers(workspace: Workspace, made: Plan, asked: Asked) -> list[dict[str, Any]]:
+    return rows(made)
+
+
+def rows(made: Plan, *, possible: bool = True) -> list[dict[str, Any]]:
+    """Every algorithm on the same layers; the chosen one may be impossible."""
+    return [row(made, algo, possible) for algo in algorithms.catalogue()]
+
+
+def row(made: Plan, algo: str, possible: bool) -> dict[str, Any]:
+    """One algorithm at the settings on screen; where it is impossible with them, why."""
+    run = made.config
+    on = algo == run.network.algo
+    network = run.network if on else plan.switched(run.network, algo)
+    said = {"algo": algo, "label": algorithms.catalogue()[algo].label, "on": on,
+            "settings": in_short(network), "equal": not on}
+    try:
+        sizes = made.sizes if on and possible else plan.sizes_with(made, network)
+    except ConfigError as error:
+        return {**said, "parameters": 0, "bytes": 0, "problem": "; ".join(labelled(error).values())}
+    return {**said, "parameters": sizes.parameters, "bytes": sizes.file_bytes_with_metadata}
+
+
+def dims(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
+    """Size over dim for all algorithms, in bytes without metadata."""
+    run = made.config
+    found = choose.curves(run, made.family)
+    return {"dim": run.network.dim, "chosen": run.network.algo, "lines": [
+        {"algo": algo, "label": algorithms.catalogue()[algo].label,
+         "fixed": not algorithms.catalogue()[algo].has_dim,
+         "points": [[p.dim, p.file_bytes, p.parameters] for p in points]}
+        for algo, points in found.items() if points]}
+
+
+def budget(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
+    """Every algorithm's largest file under a limit."""
+    limit = asked.budget or round(made.sizes.file_bytes_with_metadata / MIB + 0.005, 2)
+    fits = choose.budget(made.config, made.family, round(limit * MIB), made.dataset)
+    return {"limit": limit, "caveat": guideline.CAVEAT, "aspects": list(guideline.ASPECTS.values()),
+            "fits": [{**fit.data(), "changed": _plain(fit.changed),
+                      "settings": in_short(fit.run.network) if fit.run else "",
+                      "symbols": list(fit.column.symbols.values()) if fit.column else None}
+                     for fit in fits]}
+
+
+def needs(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
+    """Where the memory goes, and what would lower it."""
+    device = workspace.device
+    facts = devices.look(device)
+    share = machine.correction(made, facts.name)
+    found = memory.predict(made, device.type, correction=share)
+    saved, enough = relief.savings(made, device.type, free=facts.free, correction=share)
+    return {**found.data(), "free": facts.free, "total": facts.total, "name": facts.name,
+            "enough": enough, "savings": [
+                {"values": _plain(s.values), "text": s.text, "bytes": s.bytes, "peak": s.peak}
+                for s in saved]}
+
+
+def goals(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
+    """The guideline's advice for a goal."""
+    found: dict[str, Any] = {"goals": [[name, goal.label] for name, goal in advice.GOALS.items()],
+                             "goal": asked.goal, "notes": advice.notes(made.config, made.family),
+                             "now": made.sizes.file_bytes_with_metadata}
+    if asked.goal in advice.GOALS:
+        told = advice.advise(made.config, made.family, asked.goal, made.dataset)
+        found["suggestions"] = [{**each.data(), "changes": _plain(each.changes)}
+                                for each in told.suggestions]
+    return found
+
+
+def pair(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
+    """A and B side by side, and in what they differ."""
+    held = Pair.of(workspace, made.config)
+    sides = []
+    for side in held.sides:
+        said: dict[str, Any] = {"label": algorithms.catalogue()[side.network.algo].label,
+                                "settings": in_short(side.network), "own": side.own,
+                                "values": _settings(side.network)}
+        try:
+            planned = replace(made, config=replace(made.config, network=side.network))
+            one = plan.make(planned.config, family=made.family, dataset=made.dataset,
+                            need_dataset=False)
+            said |= {"parameters": one.sizes.parameters, "layers": one.sizes.modules,
+                     "bytes": one.sizes.file_bytes_with_metadata,
+                     "memory": peak(workspace, one)["peak"],
+                     "time": speed.expected(workspace, one)}
+        except LycorisError as error:
+            said["problem"] = "; ".join(labelled(error).values())
+        sides.append(said)
+    return {"sides": sides, "note": _compared(sides)}
+
+
+def _compared(sides: list[dict[str, Any]]) -> str:
+    """Is it a fair comparison? The guideline's: at roughly equal size and equal settings."""
+    if any("problem" in side for side in sides):
+        return ""
+    a, b = (side["bytes"] for side in sides)
+    if abs(a - b) > choose.FAR * max(a, b):
+        return (f"The larger file is {max(a, b) / min(a, b):.2f} times the smaller one. A "
+                "comparison means most at about the same size: make them equal.")
+    return "About the same size, and all other settings are shared: a fair comparison."
+
+
+def share(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
+    """The configuration as text."""
+    form = asked.form if asked.form in recipes.FORMS else "toml"
+    written = recipes.write(made.config, form)
+    return {"form": form, "text": written.text, "unsaid": list(written.unsaid)}
+
+
+VIEWS: Mapping[str, Callable[[Workspace, Plan, Asked], Any]] = {
+    "layers": layers, "dims": dims, "budget": budget, "needs": needs, "advice": goals,
+    "pair": pair, "share": share}
+
+
+def in_short(network: NetworkConfig) -> str:
+    """ "dim 8, alpha 4, factor 16": what the algorithm uses of the settings."""
+    entry = algorithms.catalogue()[network.algo]
+    own = knobs.leaves(entry.Options)
+    parts = [f"dim {network.dim}"] * entry.has_dim + [f"alpha {network.alpha:.4g}"] * entry.scaled
+    for name, value in network.options.items():
+        label = own[name].label.lower() if name in own else name
+        if value is not False:
+            parts.append(label if value is True else f"{label} {value}")
+    return ", ".join(parts) or "no dim"
+
+
+def _settings(network: NetworkConfig) -> dict[str, str]:
+    """{label: value} of a network's settings as a person reads them, for the two beside each
+    other."""
+    found = {"Algorithm": algorithms.catalogue()[network.algo].label}
+    for path, leaf in LEAVES.items():
+        head, name = path.split(".")
+        if head != "network" or path in ("network.algo", "network.options"):
+            continue
+        value = getattr(network, name)
+        found[leaf.label] = _said(leaf.knob.none if value is None else value)
+    for name, leaf in knobs.leaves(algorithms.catalogue()[network.algo].Options).items():
+        found[leaf.label] = _said(network.options.get(name, leaf.default))
+    return found
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{len(value)}" if isinstance(value, tuple) else str(value)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON takes them; a whole network by its paths."""
+    found: dict[str, Any] = {}
+    for path, value in values.items():
+        if isinstance(value, NetworkConfig):
+            found |= {f"{path}.{name}": each for name, each in vars(value).items()}
+        else:
+            found[path] = value
+    return found
+
+
+def applied(run: Config, values: Mapping[str, Any]) -> Config:
+    """The run with settings that a view suggested; ConfigError for what is none."""
+    return config.build({**config.to_dict(run), **values})

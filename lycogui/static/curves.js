@@ -1,0 +1,96 @@
+/* File size over dim for every algorithm, both axes in powers of two; the chosen one in the accent colour. */
+lyco.Curves = class {
+  constructor(canvas, tip, take) {
+    Object.assign(this, {canvas, tip, take, data: null, near: null});
+    new ResizeObserver(() => this.draw()).observe(canvas);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+    canvas.addEventListener("mousemove", event => { this.near = this.nearest(event.offsetX, event.offsetY); this.draw(); });
+    canvas.addEventListener("mouseleave", () => { this.near = null; this.draw(); });
+    canvas.addEventListener("click", () => this.near && this.take(this.near.algo, this.near.point[0]));
+  }
+
+  /* {dim, chosen, lines: [{algo, label, fixed, points: [[dim, bytes, parameters]]}]} */
+  show(data) { this.data = data; this.near = null; this.draw(); }
+
+  places() {
+    const {canvas, data} = this, all = data.lines.flatMap(line => line.points);
+    const log = Math.log2, dims = all.map(p => log(p[0])), sizes = all.map(p => log(p[1]));
+    const [left, right] = [Math.min(...dims), Math.max(...dims)], [low, high] = [Math.floor(Math.min(...sizes)), Math.ceil(Math.max(...sizes))];
+    const box = {left: 64, right: canvas.clientWidth - 92, top: 12, bottom: canvas.clientHeight - 30};
+    return {box, left, right, low, high,
+      x: dim => box.left + (box.right - box.left) * (log(dim) - left) / (right - left || 1),
+      y: bytes => box.bottom - (box.bottom - box.top) * (log(bytes) - low) / (high - low || 1)};
+  }
+
+  nearest(px, py) {
+    if (!this.data) return null;
+    const {x, y} = this.places();
+    let found = null, least = 24;
+    for (const line of this.data.lines) for (const point of line.points) {
+      const away = Math.hypot(x(point[0]) - px, y(point[1]) - py);
+      if (away < least) { least = away; found = {algo: line.algo, label: line.label, point}; }
+    }
+    return found;
+  }
+
+  draw() {
+    const {canvas, data} = this, ratio = devicePixelRatio || 1, W = canvas.clientWidth, H = canvas.clientHeight;
+    if (!W || !H || !data || !data.lines.length) return;
+    canvas.width = Math.round(W * ratio); canvas.height = Math.round(H * ratio);
+    const g = canvas.getContext("2d");
+    g.setTransform(ratio, 0, 0, ratio, 0, 0);
+    g.font = "11px system-ui, sans-serif";
+    const at = this.places(), ink = lyco.css("--body-text-color-subdued"), accent = lyco.css("--color-accent");
+    this.grid(g, at, ink, lyco.css("--border-color-primary"));
+    const ordered = [...data.lines].sort((a, b) => (a.algo === data.chosen) - (b.algo === data.chosen));
+    for (const line of ordered) {
+      const on = line.algo === data.chosen || line.algo === this.near?.algo;
+      g.strokeStyle = g.fillStyle = on ? accent : ink;
+      g.globalAlpha = on ? 1 : .55; g.lineWidth = on ? 2 : 1;
+      g.beginPath();
+      line.points.forEach(([dim, bytes], i) => i ? g.lineTo(at.x(dim), at.y(bytes)) : g.moveTo(at.x(dim), at.y(bytes)));
+      g.stroke();
+      for (const [dim, bytes] of line.fixed ? [] : line.points) { g.beginPath(); g.arc(at.x(dim), at.y(bytes), dim === data.dim ? 4 : 1.5, 0, 7); g.fill(); }
+    }
+    g.globalAlpha = 1;
+    this.names(g, at, ink, accent);
+    this.tell(at);
+  }
+
+  grid(g, {box, left, right, low, high, x, y}, ink, line) {
+    g.strokeStyle = line; g.fillStyle = ink; g.lineWidth = 1; g.textBaseline = "middle"; g.textAlign = "right";
+    const every = Math.max(1, Math.ceil((high - low) / 9));
+    for (let power = low; power <= high; power += every) {
+      const py = Math.round(y(2 ** power)) + .5;
+      g.beginPath(); g.moveTo(box.left, py); g.lineTo(box.right, py); g.stroke();
+      g.fillText(`${+(2 ** (power - 20)).toPrecision(2)} MiB`, box.left - 8, py);
+    }
+    g.textBaseline = "alphabetic"; g.textAlign = "center";
+    for (let power = Math.ceil(left); power <= right; power++) g.fillText(String(2 ** power), x(2 ** power), box.bottom + 16);
+    g.textAlign = "right"; g.fillText("dim", box.left - 8, box.bottom + 16);
+  }
+
+  /* At the end of each line its name, moved apart where several end together. */
+  names(g, {box, y}, ink, accent) {
+    const ends = this.data.lines.map(line => ({line, py: y(line.points.at(-1)[1])})).sort((a, b) => a.py - b.py);
+    let above = -Infinity;
+    for (const end of ends) { end.py = Math.max(end.py, above + 13); above = end.py; }
+    const low = box.bottom + 2;
+    for (let i = ends.length - 1, under = low; i >= 0; i--) { ends[i].py = Math.min(ends[i].py, under); under = ends[i].py - 13; }
+    g.textAlign = "left"; g.textBaseline = "middle";
+    for (const {line, py} of ends) {
+      g.fillStyle = line.algo === this.data.chosen ? accent : ink;
+      g.fillText(line.label, box.right + 8, py);
+    }
+    g.textBaseline = "alphabetic";
+  }
+
+  tell({x, y}) {
+    this.tip.hidden = !this.near;
+    this.canvas.style.cursor = this.near ? "pointer" : "default";
+    if (!this.near) return;
+    const {label, point: [dim, bytes, parameters]} = this.near, px = x(dim), far = px > this.canvas.clientWidth / 2;
+    lyco.fill(this.tip, lyco.h("b", {}, `${label}, dim ${dim}`), lyco.h("div", {}, lyco.mib(bytes)), lyco.h("div", {}, `${lyco.count(parameters)} parameters`));
+    Object.assign(this.tip.style, {left: far ? "auto" : `${px + 14}px`, right: far ? `${this.canvas.clientWidth - px + 14}px` : "auto", top: `${Math.max(0, y(bytes) - 30)}px`});
+  }
+};

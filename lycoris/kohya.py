@@ -1,0 +1,354 @@
+"""Configurations in the words of kohya's trainers: arguments, network_args, ss_* metadata.
+
+    --network_module lycoris.kohya --network_dim 16 --network_alpha 8
+    --network_args "algo=lokr" "factor=8" "preset=attn-mlp" "conv_dim=4" "dora_wd=True"
+
+Reading is by tables; what they do not know is said, never dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import algorithms, knobs, optimizers, schedules, words
+from .config import LEAVES, Config
+from .errors import ConfigError
+from .families import preset_names
+from .presetfile import IGNORED, RENAMED, SAME_ALGO
+
+MODULE = "lycoris.kohya"
+# What is taken where nothing is said, by LyCORIS' create_network and sd-scripts' arguments.
+DEFAULTS = {"network.algo": "lora", "network.preset": "full", "network.dim": 4,
+            "network.alpha": 1.0}
+# kohya's own networks as LyCORIS' settings; with conv_dim they take the convolutions too.
+NETWORKS = {"networks.lora": "lora", "networks.dylora": "dylora", "networks.loha": "loha",
+            "networks.lokr": "lokr"}
+ARGS = {  # network_args
+    "algo": "network.algo", "preset": "network.preset", "conv_dim": "network.conv_dim",
+    "conv_alpha": "network.conv_alpha", "train_norm": "network.train_norm",
+    "dora_wd": "network.dora_wd", "wd_on_output": "network.wd_on_output",
+    "rs_lora": "network.rs_lora", "use_scalar": "network.use_scalar",
+    "dropout": "network.dropout", "rank_dropout": "network.rank_dropout",
+    "module_dropout": "network.module_dropout", "loraplus_lr_ratio": "optimizer.plus_ratio"}
+ALIASES = {**RENAMED, "use_conv_cp": "use_tucker", "unit": "block_size",
+           "sig_type": "directions", "conv_lora_dim": "conv_dim"}
+FLAGS = {  # arguments that mean one of our settings as they stand
+    "network_dim": "network.dim", "network_alpha": "network.alpha",
+    "network_dropout": "network.dropout", "max_train_steps": "train.steps",
+    "train_batch_size": "train.batch_size", "batch_size_per_device": "train.batch_size",
+    "gradient_accumulation_steps": "train.accumulate", "seed": "train.seed",
+    "gradient_checkpointing": "train.gradient_checkpointing",
+    "min_snr_gamma": "train.min_snr_gamma", "noise_offset": "train.noise_offset",
+    "max_grad_norm": "train.clip_norm", "scale_weight_norms": "train.max_norm",
+    "save_every_n_steps": "train.checkpoint_every", "sample_every_n_steps": "sample.every",
+    "caption_dropout_rate": "dataset.caption_dropout", "enable_bucket": "dataset.bucket",
+    "bucket_reso_steps": "dataset.bucket_step", "output_name": "output.name",
+    "metadata_author": "output.author", "metadata_license": "output.license",
+    "metadata_description": "output.description"}
+PATHS = ("pretrained_model_name_or_path", "train_data_dir", "output_dir", "logging_dir", "vae",
+         "dataset_config", "reg_data_dir", "network_weights")
+PRECISIONS = {"no": "fp32", "float": "fp32"}
+NOTHING = ("", "None", "none")
+DYNAMIC = "Dynamic"  # metadata of files whose layers have dims of their own
+
+
+@dataclass
+class Reading:
+    """What has been understood so far, and what has not."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def take(self, path: str, value: Any, said: str) -> None:
+        """One value for one of our settings; `said` is how the source calls it."""
+        leaf = LEAVES[path]
+        if str(value) in NOTHING and leaf.type is not str:
+            if leaf.optional:
+                self.settings[path] = None
+            return
+        try:
+            self.settings[path] = knobs.coerce(leaf, value)
+        except ValueError as error:
+            self.problems[path] = f"{said} {error}"
+
+    def finished(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """({path: value}, what was not understood); ConfigError lists the values that mean
+        nothing."""
+        self._names()
+        self._options()
+        if self.problems:
+            raise ConfigError(self.problems)
+        return self.settings, tuple(self.unknown)
+
+    def _names(self) -> None:
+        for path, known in (("network.algo", tuple(algorithms.catalogue())),
+                            ("network.preset", preset_names())):
+            name = self.settings.get(path)
+            if name is not None and name not in known:
+                del self.settings[path]
+                self.unknown.append(f"{LEAVES[path].name}={name}: there is none here."
+                                    + knobs.nearest(name, known))
+
+    def _options(self) -> None:
+        """The algorithm's own settings; those of any where the source names none."""
+        algo = self.settings.get("network.algo")
+        entries = algorithms.catalogue()
+        homes = [entries[algo]] if algo else list(entries.values())
+        ready: dict[str, Any] = {}
+        for name, value in self.options.items():
+            leaf = next((knobs.leaves(home.Options)[name] for home in homes
+                         if name in knobs.leaves(home.Options)), None)
+            if leaf is None:
+                if any(name in knobs.leaves(each.Options) for each in entries.values()):
+                    self.unknown.append(f"{name}={value}: {algo} has no such option.")
+                else:
+                    self.unknown.append(f"{name}={value}: no setting of ours."
+                                        + knobs.nearest(name, (*ARGS, *ALIASES)))
+                continue
+            try:
+                if str(value) not in NOTHING:
+                    ready[name] = knobs.coerce(leaf, value)
+            except ValueError as error:
+                self.problems[f"network.options.{name}"] = f"{name} {error}"
+        if ready or algo:
+            self.settings["network.options"] = ready
+
+
+def read(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """({path: value}, what was not understood) of the trainer's arguments {name: value}.
+
+    What the trainer takes by itself where a network is named and something is not said, is said
+    here. ConfigError lists every value that means nothing.
+    """
+    found = Reading()
+    differing = {name for name, value in given.items() if value == DYNAMIC}
+    found.unknown += [f"{name} differs from layer to layer." for name in sorted(differing)]
+    left = {name: value for name, value in given.items() if name not in differing}
+    args = _pairs(left.pop("network_args", ()), found)
+    module = left.pop("network_module", None)
+    network(module, args, found)
+    for reader in READERS.values():
+        if any(each in left for each in reader.names):
+            reader.read({each: left.pop(each, None) for each in reader.names}, found)
+    for name, value in left.items():
+        if name in FLAGS:
+            found.take(FLAGS[name], value, name)
+        elif name in PATHS:
+            found.unknown.append(f"{name}={value}: a path of the machine it was written on.")
+        else:
+            said = name if value is True else f"{name}={value}"
+            found.unknown.append(f"{said}: no setting of ours.")
+    if module is not None:
+        for path, value in DEFAULTS.items():
+            if path not in found.settings and path not in {FLAGS.get(each) for each in differing}:
+                found.settings[path] = value
+    return found.finished()
+
+
+def network(module: str | None, args: Mapping[str, Any], found: Reading) -> None:
+    """The kind of network and its network_args."""
+    args = {ALIASES.get(name, name): value for name, value in args.items()}
+    if module is not None and module not in (MODULE, "lycoris", *NETWORKS):
+        found.unknown.append(f"network_module={module}: only {MODULE} and "
+                             f"{', '.join(NETWORKS)} mean something here.")
+    if module in NETWORKS:
+        conv = str(args.get("conv_dim", "0")) not in (*NOTHING, "0")
+        args = {"algo": NETWORKS[module], "preset": "full" if conv else "attn-mlp", **args}
+    if str(args.get("dora_wd", "")).lower() == "true" and "wd_on_output" not in args:
+        found.unknown.append("wd_on_output is not said, and its default differs between versions "
+                             "of LyCORIS.")
+    for name, value in args.items():
+        if name == "algo":
+            value = SAME_ALGO.get(str(value).lower(), str(value).lower())
+        if name in ARGS:
+            found.take(ARGS[name], value, name)
+        elif name in IGNORED:
+            found.unknown.append(f"{name}={value}: not needed, {IGNORED[name]}.")
+        else:
+            found.options[name] = value
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Arguments that are read together."""
+
+    names: tuple[str, ...]
+    read: Callable[[Mapping[str, Any], Reading], None]
+
+
+def _rates(said: Mapping[str, Any], found: Reading) -> None:
+    """kohya has one rate for all and one for each part; ours are the UNet's and the text
+    encoder's."""
+    rates = {}
+    for name, value in said.items():
+        value = words.literal(value) if str(value).startswith("[") else value
+        values = {str(each) for each in (value if isinstance(value, list) else [value])} - {"None"}
+        if len(values) > 1:
+            found.unknown.append(f"{name}={value}: one rate for all text encoders is known here.")
+        elif values and (each := values.pop()) not in NOTHING:
+            rates[name] = each
+    common = rates.get("learning_rate")
+    unet, text = rates.get("unet_lr", common), rates.get("text_encoder_lr", common)
+    if unet is not None:
+        found.take("optimizer.lr", unet, "learning_rate")
+    if text is not None and words.number(text) == 0:
+        found.settings["network.text_encoder"] = False
+    elif text is not None and words.number(text) != words.number(unet):
+        found.take("optimizer.text_encoder_lr", text, "text_encoder_lr")
+
+
+def _optimizer(said: Mapping[str, Any], found: Reading) -> None:
+    name, _, inner = str(said["optimizer_type"] or "").partition("(")
+    if str(said["use_8bit_adam"]).lower() == "true":
+        name = "AdamW8bit"
+    name = name.rpartition(".")[2]  # metadata has the class' whole path
+    row = next((row for row in optimizers.ROWS if row.lower() == name.lower()), None)
+    if row:
+        found.settings["optimizer.name"] = row
+    elif name not in NOTHING:
+        found.unknown.append(f"optimizer_type={name}: known are {', '.join(optimizers.ROWS)}.")
+    inside = re.split(r",(?![^(]*\))", inner.removesuffix(")"))
+    given = said["optimizer_args"] or [part for part in inside if "=" in part]
+    args = {}
+    for key, value in _pairs(given, found).items():
+        if key == "weight_decay":
+            found.take("optimizer.weight_decay", value, key)
+        else:
+            args[key] = words.literal(value)
+    if args:
+        found.settings["optimizer.args"] = args
+
+
+def _schedule(said: Mapping[str, Any], found: Reading) -> None:
+    name = str(said["lr_scheduler"] or "")
+    plain = name.removesuffix("_with_warmup")
+    if plain in schedules.SCHEDULES:
+        found.settings["optimizer.schedule"] = plain
+    elif name not in NOTHING:
+        found.unknown.append(f"lr_scheduler={name}: known are {', '.join(schedules.SCHEDULES)}.")
+    warmup = words.number(said["lr_warmup_steps"])
+    steps = words.number(found.settings.get("train.steps", said["max_train_steps"]))
+    if said["max_train_steps"] is not None:
+        found.take("train.steps", said["max_train_steps"], "max_train_steps")
+    if warmup is None:
+        return
+    if warmup >= 1 and not steps:
+        found.unknown.append(f"lr_warmup_steps={warmup:g}: a share of the steps here, and how many "
+                             "there are is not said.")
+    else:
+        share = warmup if warmup < 1 else min(0.9, warmup / (steps or 1))
+        found.take("optimizer.warmup", share, "lr_warmup_steps")
+
+
+def _precision(said: Mapping[str, Any], found: Reading) -> None:
+    for name, path in (("mixed_precision", "train.precision"), ("save_precision", "output.dtype")):
+        if (value := said[name]) is not None:
+            found.take(path, PRECISIONS.get(str(value), value), name)
+
+
+def _resolution(said: Mapping[str, Any], found: Reading) -> None:
+    text = str(said["resolution"]).strip("()[] ").replace("x", ",")
+    sides = {side.strip() for side in text.split(",") if side.strip()}
+    if len(sides) == 1:
+        found.take("dataset.resolution", sides.pop(), "resolution")
+    else:
+        found.unknown.append(f"resolution={said['resolution']}: one side of a square is known "
+                             "here.")
+
+
+def _parts(said: Mapping[str, Any], found: Reading) -> None:
+    if str(said["network_train_text_encoder_only"]).lower() == "true":
+        found.unknown.append("network_train_text_encoder_only: the UNet is always trained here.")
+    elif str(said["network_train_unet_only"]).lower() == "true":
+        found.settings["network.text_encoder"] = False
+
+
+READERS = {reader.names[0]: reader for reader in (
+    Reader(("learning_rate", "unet_lr", "text_encoder_lr"), _rates),
+    Reader(("optimizer_type", "optimizer_args", "use_8bit_adam"), _optimizer),
+    Reader(("lr_scheduler", "lr_warmup_steps", "max_train_steps"), _schedule),
+    Reader(("mixed_precision", "save_precision"), _precision),
+    Reader(("resolution",), _resolution),
+    Reader(("network_train_unet_only", "network_train_text_encoder_only"), _parts))}
+KNOWN = {"network_module", "network_args", *FLAGS, *PATHS,
+         *(name for reader in READERS.values() for name in reader.names)}
+
+
+# What the metadata calls otherwise than the command line does.
+SS_NAMES = {"optimizer": "optimizer_type"}
+SS_READ = (*FLAGS, *KNOWN, *SS_NAMES)
+
+
+def from_metadata(found: Mapping[str, str]) -> dict[str, Any]:
+    """{argument: value} of a file's ss_* keys, without those that only report."""
+    given: dict[str, Any] = {}
+    for key, value in found.items():
+        name = key.removeprefix("ss_")
+        if key.startswith("ss_") and name in SS_READ and name not in PATHS and (
+                value not in NOTHING):
+            given[SS_NAMES.get(name, name)] = value
+    if "network_args" in given:
+        try:
+            given["network_args"] = json.loads(given["network_args"])
+        except (ValueError, RecursionError):
+            given["network_args"] = str(given["network_args"])
+    return given
+
+
+def write(run: Config) -> tuple[str, tuple[str, ...]]:
+    """(the trainer's network arguments, what they cannot say); ConfigError for an algorithm that
+    only we have."""
+    network = run.network
+    if network.algo not in REFERENCE:
+        raise ConfigError({"network.algo": f"kohya's trainers have no {network.algo}; they have "
+                                           f"{', '.join(REFERENCE)}"})
+    args = {"algo": network.algo, "preset": network.preset}
+    for name, path in ARGS.items():
+        value = knobs.get(run, path)
+        if name not in args and value != LEAVES[path].default:
+            args[name] = value
+    if network.dora_wd:
+        args["wd_on_output"] = network.wd_on_output
+    known = {name: value for name, value in network.options.items()
+             if name in REFERENCE[network.algo]}
+    text = ["--network_module", MODULE, "--network_dim", str(network.dim), "--network_alpha",
+            _plain(network.alpha)]
+    if not network.text_encoder:
+        text.append("--network_train_unet_only")
+    text += ["--network_args",
+             *(f"{name}={_plain(value)}" for name, value in (args | known).items())]
+    unsaid = [f"network.options.{name}" for name in network.options if name not in known]
+    unsaid += [path for path in LEAVES if path.startswith("network.")
+               and path not in (*ARGS.values(), *SAID) and knobs.get(run, path)
+               != LEAVES[path].default]
+    return shlex.join(text), tuple(unsaid)
+
+
+SAID = ("network.dim", "network.alpha", "network.text_encoder", "network.options")
+TUCKER = ("use_tucker",)
+OFT = ("constraint", "rescaled")
+# The reference package's algorithms, and which of our options it takes as network_args.
+REFERENCE: Mapping[str, tuple[str, ...]] = {
+    "lora": TUCKER, "loha": TUCKER, "full": (), "ia3": (), "glora": (), "tlora": (),
+    "lokr": (*TUCKER, "factor", "full_matrix", "decompose_both", "unbalanced_factorization"),
+    "dylora": ("block_size",), "diag-oft": OFT, "boft": OFT}
+
+
+def _pairs(given: Any, found: Reading) -> dict[str, Any]:
+    """{name: value} of `name=value` texts, of one text that holds several, or of a mapping."""
+    pairs, others = words.pairs(given)
+    found.unknown += [f"{word}: no name=value." for word in others]
+    return pairs
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float) and value == int(value):
+        return str(int(value))
+    return str(value)

@@ -1,0 +1,97 @@
+"""The views of the Algorithm tab in a real browser: what settings cost and what else they could be.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from in_browser import NEEDS_BROWSER, App, fill, settled, tab
+
+pytestmark = NEEDS_BROWSER
+FIRST = "document.querySelector('.plan .v').innerText"
+
+
+def see(page: Any, view: str) -> Any:
+    """Open a view and return it."""
+    button = page.get_by_role("tab", name=view, exact=True)
+    button.click()
+    page.wait_for_function("e => e.getAttribute('aria-selected') === 'true'",
+                           arg=button.element_handle())
+    return page.locator(".view")
+
+
+def sizes_for(page: Any, model: str) -> None:
+    page.locator("[id='model.family'] input").click()
+    page.get_by_role("option", name=model, exact=True).click()
+
+
+def test_a_model_that_is_not_there_is_measured(app: App, page: Any) -> None:
+    """SDXL by name: figures move with the slider, and a click on Train says why it cannot be."""
+    tab(page, "Algorithm")
+    page.wait_for_selector(".plan .v")
+    sizes_for(page, "SDXL, without its files")
+    page.get_by_text("by name alone, at 1024 px").wait_for()
+    before = page.locator(".plan .v").first.inner_text()
+    page.get_by_label("Dim, slider").fill("32")
+    page.wait_for_function(f"text => {FIRST} !== text", arg=before)
+    settled(app, "dim", "32")
+    shown = see(page, "Memory")
+    assert "unet weights" in shown.inner_text()
+    tab(page, "Train")
+    page.locator("#train").click()
+    page.get_by_text("is not a model of that shape").first.wait_for()
+    tab(page, "Algorithm")
+    sizes_for(page, "the base model")
+    settled(app, "family", '"auto"')
+
+
+def test_what_a_view_suggests_is_taken_and_undone(app: App, page: Any) -> None:
+    tab(page, "Algorithm")
+    page.wait_for_selector(".plan .v")
+    start = page.locator(".plan .v").first.inner_text()
+    fits = see(page, "What fits")
+    fits.get_by_label("Largest file, MiB").fill("0.3")
+    fits.get_by_label("Largest file, MiB").press("Enter")
+    row = fits.locator("tr", has=page.get_by_role("cell", name="LoKr", exact=True))
+    page.wait_for_selector(".view .stale", state="detached")
+    row.get_by_role("button", name="use").click()
+    page.wait_for_function(
+        "parseFloat(document.querySelectorAll('.plan .v')[1].innerText) <= 0.3")
+    assert page.get_by_label("LoKr", exact=True).is_checked()
+    page.get_by_role("button", name="Undo").click()
+    page.wait_for_function(f"text => {FIRST} === text", arg=start)
+    assert page.get_by_label("LoRA", exact=True).is_checked()
+
+    told = see(page, "Advice")
+    told.get_by_role("button", name="It learns too much").click()
+    told.get_by_role("button", name="Apply").first.click()
+    settled(app, "algo", '"loha"')
+    page.get_by_role("button", name="Undo").click()
+    settled(app, "algo", '"lora"')
+
+
+def test_two_configurations_and_their_words(app: App, page: Any) -> None:
+    tab(page, "Algorithm")
+    page.wait_for_selector(".plan .v")
+    both = see(page, "A and B")
+    assert "a fair comparison" in both.inner_text()
+    fill(page, "network.dim", "2")
+    settled(app, "dim", "2")
+    both.get_by_role("button", name="Put what is on screen here").first.click()
+    both.get_by_role("button", name="Clear").wait_for()
+    fill(page, "network.dim", "8")
+    settled(app, "dim", "8")
+    both.get_by_role("button", name="Load it").first.click()
+    settled(app, "dim", "2")
+
+    words = see(page, "Share")
+    words.get_by_role("button", name="Command line").click()
+    page.wait_for_function("document.querySelector('pre.shared').innerText.includes('dim=2')")
+    words.get_by_label("Settings to read").fill("--network_module=lycoris.kohya --network_dim=6 "
+                                                "--network_args algo=loha preset=attn-mlp")
+    words.get_by_role("button", name="Read into the form").click()
+    settled(app, "dim", "6")
+    assert page.get_by_label("LoHa", exact=True).is_checked()
+    words.get_by_label("Settings to read").fill("what is this")
+    words.get_by_role("button", name="Read into the form").click()
+    page.get_by_text("no settings that are known here").first.wait_for()

@@ -1,0 +1,120 @@
+"""The views of the Algorithm tab, and the two networks A and B."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lycogui import costs, pair
+from lycogui.costs import Asked
+from lycogui.tabs import train
+from lycogui.workspace import Workspace
+from lycoris import advice, algorithms, config, knobs, plan
+from lycoris.config import Config
+from lycoris.errors import ConfigError
+
+
+def shown(workspace: Workspace, view: str, run: Config | None = None, **asked: Any) -> Any:
+    made = workspace.plan(run or workspace.config)
+    found = costs.card(workspace, made, Asked(view, **asked))
+    json.dumps(found)
+    assert found["view"] == view
+    return found["data"]
+
+
+@pytest.mark.parametrize("view", costs.VIEWS)
+@pytest.mark.parametrize("family", ["auto", "sdxl"])
+def test_every_view_is_plain_data_for_every_model(workspace: Workspace, view: str,
+                                                  family: str) -> None:
+    run = knobs.replace(workspace.config, {"model.family": family, "network.dim": 4})
+    assert shown(workspace, view, run, goal="small")
+
+
+def test_what_was_kept_of_another_version_is_forgotten() -> None:
+    assert Asked.of({"view": "gone", "budget": 3}) == Asked()
+    assert Asked.of({"view": "budget", "budget": "2.5", "other": 1}) == Asked("budget", budget=2.5)
+
+
+def test_curves_go_through_the_dim_on_screen(workspace: Workspace) -> None:
+    run = knobs.replace(workspace.config, {"network.dim": 5})
+    lines = {line["algo"]: line for line in shown(workspace, "dims", run)["lines"]}
+    sizes = {dim: size for dim, size, _ in lines["lora"]["points"]}
+    assert sizes[5] == workspace.plan(run).sizes.file_bytes
+    assert lines["full"]["fixed"] and not lines["lora"]["fixed"]
+
+
+def test_what_fits_can_be_used(workspace: Workspace) -> None:
+    found = shown(workspace, "budget", budget=0.05)
+    limit = 0.05 * 2**20
+    for fit in found["fits"]:
+        if fit["problem"]:
+            continue
+        run = costs.applied(workspace.config, fit["changed"])
+        assert workspace.plan(run).sizes.file_bytes_with_metadata == fit["file_bytes"] <= limit
+    assert sum(not fit["problem"] for fit in found["fits"]) >= 3
+
+
+def test_the_memory_adds_up_and_what_lowers_it_does(workspace: Workspace) -> None:
+    found = shown(workspace, "needs")
+    assert sum(item["bytes"] for item in found["items"]) == found["peak"]
+    for saving in found["savings"][:1]:
+        lowered = workspace.plan(costs.applied(workspace.config, saving["values"]))
+        assert shown(workspace, "needs", lowered.config)["peak"] <= saving["peak"] * 1.01
+
+
+@pytest.mark.parametrize("goal", advice.GOALS)
+def test_advice_can_be_applied(workspace: Workspace, goal: str) -> None:
+    for each in shown(workspace, "advice", goal=goal)["suggestions"]:
+        run = costs.applied(workspace.config, each["changes"])
+        assert run != workspace.config
+        assert workspace.plan(run).sizes.file_bytes_with_metadata == each["file_bytes"]
+
+
+def test_what_a_view_may_not_set() -> None:
+    with pytest.raises(ConfigError, match="no setting"):
+        costs.applied(config.load(), {"network.dmi": 3})
+
+
+def test_the_pair_is_lora_and_a_loha_until_one_is_put_there(workspace: Workspace) -> None:
+    run = workspace.config
+    a, b = pair.Pair.of(workspace, run).runs(run)
+    assert (a.network.algo, b.network.algo) == ("lora", "loha")
+    other = knobs.replace(run, {"network.algo": "lokr", "network.options": {"factor": 4},
+                                "network.rules": ({"match": "*", "dim": 3},)})
+    pair.put(workspace, "b", other.network)
+    sides = pair.Pair.of(workspace, run).sides
+    assert (sides[0].own, sides[1].own) == (False, True)
+    assert sides[1].network == other.network
+    found = shown(workspace, "pair")
+    assert found["sides"][1]["values"]["Algorithm"] == algorithms.catalogue()["lokr"].label
+    assert found["sides"][1]["values"]["Factor"] == "4"
+    pair.put(workspace, "b", None)
+    assert pair.Pair.of(workspace, run).sides[1].network == b.network
+
+
+def test_unequal_sizes_are_told(workspace: Workspace) -> None:
+    assert "fair comparison" in shown(workspace, "pair")["note"]
+    pair.put(workspace, "b", knobs.replace(workspace.config, {"network.dim": 16}).network)
+    assert "times the smaller" in shown(workspace, "pair")["note"]
+
+
+def test_the_train_tab_starts_these_two(workspace: Workspace) -> None:
+    workspace.jobs.close()
+    run = workspace.config
+    for side, dim in (("a", 2), ("b", 3)):
+        pair.put(workspace, side, knobs.replace(run, {"network.dim": dim}).network)
+    names = train.enqueue_pair(workspace, run)
+    dims = [config.load(workspace.runs_folder / name / "config.toml").network.dim
+            for name in names]
+    assert dims == [2, 3] and names[0].endswith("-a") and names[1].endswith("-b")
+
+
+def test_a_known_model_is_shown_at_its_own_size(workspace: Workspace,
+                                                settings: Callable[..., Config]) -> None:
+    run = settings("model.family=sdxl")
+    assert workspace.plan(run).config.dataset.resolution == 1024
+    assert workspace.base(run).known is None and workspace.family(run).known is not None
+    assert plan.make(knobs.replace(run, {"model.family": "auto"})).family.known is None
