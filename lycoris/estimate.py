@@ -28,10 +28,10 @@ def run(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> in
 
 
 def one(options: argparse.Namespace, terminal: Terminal) -> int:
-    from . import plan
+    from . import outlook, plan
 
     made = plan.make(config.settings(options.settings), need_dataset=False)
-    data = made.summary()
+    data = {**made.summary(), **outlook.describe(made)}
     parts = ", ".join(f"{part} {group.parameters:,} in {group.modules} layers"
                       for part, group in made.sizes.parts.items())
     rows = [("Algorithm", f"{data['algo']} on {made.family.title}"),
@@ -43,6 +43,7 @@ def one(options: argparse.Namespace, terminal: Terminal) -> int:
                                "optimiser of the adapter"),
             ("Steps", f"{data['steps']} ({data['epochs']:g} epochs of "
                       f"{data['batches_per_epoch']} batches)")]
+    rows += outlook.sentences(data)
     rows += [("Note", f"{w['text']} {w['fix']}") for w in data["warnings"]]
     terminal.document(data, table(rows))
     return 0

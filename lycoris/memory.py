@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import footprint, holding, optimizers, sampling
@@ -28,8 +28,8 @@ CUDA_CONTEXT = 500 * MIB  # kernels and context of a process; no tensor, so PyTo
 # called, oneDNN's kernels and scratch, the allocator's spare. Measured, benchmarks/memory_check.py.
 CPU_LIBRARIES = 60 * MIB
 # The share of a step's tensors by which glibc's heap is larger than they are: what it frees in the
-# middle it keeps. 0.3 to 0.5 in benchmarks/memory_check.py; with --exact, which has every large
-# tensor mapped alone, nothing of it is left.
+# middle it keeps. Checkpointing makes it no smaller. 0.3 to 0.7 in benchmarks/memory_check.py; with
+# --exact, which has every large tensor mapped alone, nothing of it is left.
 CPU_SPARE = 0.4
 LOADING, ENCODING = "loading the model", "encoding the pictures"
 TRAINING, PAINTING = "training", "painting samples"
@@ -141,8 +141,7 @@ def _phases(plan: Plan, device: str, table: Table | None, frugal: bool) -> list[
         return phases
     training = [*_training(plan, device, table)]
     if device == "cpu":
-        training.append(Item("fixed", "the allocator's spare", round(
-            CPU_SPARE * sum(item.bytes for item in training))))
+        training.append(Item("fixed", "the allocator's spare", _spare(plan, table)))
     phases.append(Phase(TRAINING, (*base, *adapter, state, *training)))
     encoder = table.parts["vae"]
     width, height = largest(plan)
@@ -273,6 +272,12 @@ def _training(plan: Plan, device: str, table: Table) -> Iterator[Item]:
     if step.half and base_dtype(plan.config, device) == "fp32":
         count = sum(table.parameters(part) for part in table.learning[:1])
         yield Item("temporary", "weights cast to half precision", 2 * count)
+
+
+def _spare(plan: Plan, table: Table) -> int:
+    """What the heap keeps of all that a step without checkpointing would hold."""
+    step = replace(step_of(plan, "cpu"), checkpointing=False)
+    return round(CPU_SPARE * holding.backward(table, plan.assignments, step).total)
 
 
 def _painting(plan: Plan, device: str, table: Table) -> int:

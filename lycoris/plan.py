@@ -118,8 +118,11 @@ def create(made: Plan, **notes: Any) -> RunFolder:
 
     `notes` go into plan.json. Raises RunError where a run of that name exists.
     """
+    from . import outlook  # it looks at plans
+
     run = named(made.config)
     folder = RunFolder(Path(run.output.folder).expanduser() / run.output.name)
+    notes = {**outlook.describe(made), **notes}
     files = {"config.toml": config.dump(run),
              "plan.json": json.dumps({**made.summary(), **notes}, indent=1, ensure_ascii=False)}
     if own := presets.source(run.network.preset):

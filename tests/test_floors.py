@@ -21,7 +21,7 @@ FLOORS = {
         "adapter", "slot", "network", "checkpoint", "sampling", "contestants", "grid", "wrapper",
         "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance", "surprises",
         "weigher", "choose", "goals", "advice", "kohya", "recipes", "footprint", "holding",
-        "memory", "relief", "machine", "disk", "tracing", "activations"),
+        "memory", "relief", "machine", "disk", "outlook", "tracing", "activations"),
     4: ("trainer", "sample", "compare", "caption", "inspect", "merge", "extract", "resize",
         "convert"),
     5: ("arguments", "terminal", "follow", "tools", "estimate", "choices", "calibration",
@@ -33,7 +33,7 @@ FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 # What the page may know of the engine: facts, names, the plan; never weights.
 FOR_THE_PAGE = {"errors", "durable", "knobs", "config", "events", "runs", "devices", "families",
                 "algorithms", "captioners", "guideline", "plan", "footprint", "memory", "relief",
-                "machine", "disk", "choose", "advice", "recipes",
+                "machine", "disk", "outlook", "choose", "advice", "recipes",
                 "contestants", "data.folder", "data.captions"}
 HEAVY = {"diffusers", "transformers", "accelerate", "bitsandbytes", "tokenizers"}
 CELLAR_MAY_USE = {"psutil"}  # a process's start time, on every system
