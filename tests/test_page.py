@@ -16,8 +16,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lycogui import pictures as page_pictures
 from lycogui import costs, ui, views
+from lycogui import pictures as page_pictures
 from lycogui.form import Form
 from lycogui.layout import SECTIONS
 from lycogui.tabs import algorithm, compare, dataset
