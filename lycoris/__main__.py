@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import config, durable, estimate, events, runs, tools
+from . import choices, config, durable, estimate, events, runs, tools
 from .arguments import parse
 from .config import Config
 from .errors import ConfigError, LycorisError, RunError
@@ -254,9 +254,9 @@ def _stamp() -> str:
 
 VERBS: dict[str, Callable[[argparse.Namespace, Terminal, Signals], int]] = {
     "train": train, "sample": sample, "compare": compare, "caption": caption, "dataset": dataset,
-    "estimate": estimate.run, "calibrate": calibrate, "demo": demo, "inspect": tools.inspect,
-    "merge": tools.merge, "extract": tools.extract, "resize": tools.resize,
-    "convert": tools.convert}
+    "estimate": estimate.run, "advise": choices.advise, "recipe": choices.recipe,
+    "calibrate": calibrate, "demo": demo, "inspect": tools.inspect, "merge": tools.merge,
+    "extract": tools.extract, "resize": tools.resize, "convert": tools.convert}
 
 
 if __name__ == "__main__":

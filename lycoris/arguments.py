@@ -56,6 +56,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
                  "the guideline's sizes beside ours.", settings)
     count.add_argument("--batch", metavar="FILE", help="answer a line of JSON, {path: value}, with "
                        "a line; - for standard input")
+    _choices(verb, count, settings)
     _tools(verb)
     speed = verb("calibrate", "A few real steps on this machine: how long will the run take?",
                  settings)
@@ -64,6 +65,27 @@ def _parser(description: str) -> argparse.ArgumentParser:
     story = verb("demo", "LoRA and LoHa on the embedded model, then both compared.", settings)
     story.add_argument("--out", help="folder for the runs and the comparison")
     return parser
+
+
+def _choices(verb: Callable[..., argparse.ArgumentParser], count: argparse.ArgumentParser,
+             settings: argparse.ArgumentParser) -> None:
+    """What the estimate says of choices, and the verbs for them."""
+    form = _options(("--as", "toml (what is not a default), whole, command or kohya",
+                     {"dest": "form", "metavar": "FORM"}))
+    for name, text, more in (
+            ("--match", "another algorithm at the size of this one", {"metavar": "ALGO"}),
+            ("--budget", "every algorithm's largest file of at most so much, e.g. 40MiB",
+             {"metavar": "SIZE"}),
+            ("--curves", "how size grows with dim", {"action": "store_true"}),
+            ("--as", "the settings as toml (what is not a default), whole, command or kohya",
+             {"dest": "form", "metavar": "FORM"})):
+        count.add_argument(name, help=text, **more)
+    goal = _options(("goal", "faithful, flexible, diverse, small, fast, learns-too-little or "
+                     "learns-too-much", {}))
+    verb("advise", "What to change for a goal, and why.", goal, settings)
+    said = verb("recipe", "The settings in a configuration of ours, of kohya's, or in an adapter "
+                "file.", form)
+    said.add_argument("source", help="a file, or - for standard input")
 
 
 def _tools(verb: Callable[..., argparse.ArgumentParser]) -> None:

@@ -191,11 +191,11 @@ def in_words(changed: Mapping[str, Any], algo: str) -> str:
     own, said = knobs.leaves(entry.Options), []
     for path, value in changed.items():
         if path == "network.options":
-            said += [own[name].label.lower() + ("" if each is True else f" {_short(each)}")
+            said += [own[name].label.lower() + ("" if each is True else f" {short(each)}")
                      for name, each in value.items()
                      if name in own and each != own[name].default]
         elif path not in unused:
-            said.append(f"{config.LEAVES[path].label.lower()} {_short(value)}")
+            said.append(f"{config.LEAVES[path].label.lower()} {short(value)}")
     return ", ".join(said) or "the same settings"
 
 
@@ -357,5 +357,6 @@ def _why(search: Search, network: NetworkConfig) -> str:
     return "its settings leave nothing to choose from"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as a person writes it."""
     return f"{value:g}" if isinstance(value, float) else str(value)

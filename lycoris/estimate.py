@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import config
+from . import choices, config
 from .errors import LycorisError, RunError
 from .follow import Signals
 from .terminal import Terminal, as_data, mebibytes, table
@@ -24,6 +24,8 @@ def run(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> in
         return guideline(terminal)
     if options.batch:
         return batch(options, terminal, signals)
+    if choices.asked(options):
+        return choices.estimate(options, terminal)
     return one(options, terminal)
 
 

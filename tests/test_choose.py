@@ -89,9 +89,11 @@ def test_a_match_is_never_further_away_than_by_dim_alone(run: Config, algo: str,
 
 
 def _by_dim(run: Config, start: config.NetworkConfig, wanted: int, base: str) -> float:
-    """The size nearest to the wanted one over a spread of dims."""
+    """The size nearest to the wanted one over a spread of the dims that mean something."""
     search = choose.Search(run, family(base))
-    found = [weight.file_bytes for dim in (*range(1, 40), 48, 64, 96, 128, 192)
+    spread = {*range(1, 40), 48, 64, 96, 128, 192}
+    own = algorithms.catalogue()[start.algo].dims(start.dim, start.options)
+    found = [weight.file_bytes for dim in (spread if own is None else spread & {*own})
              if (weight := search.possible(with_dim(start, dim)))]
     return min(found, key=lambda size: abs(size - wanted), default=float("inf"))
 

@@ -1,0 +1,127 @@
+"""The verbs for choosing: estimate --match, --budget, --curves and --as; advise; recipe."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from typing import Any
+
+from . import config
+from .config import Config
+from .errors import ConfigError
+from .follow import Signals
+from .terminal import Terminal, mebibytes, table
+
+UNITS = {"": 1, "B": 1, "K": 2**10, "KIB": 2**10, "KB": 10**3, "M": 2**20, "MIB": 2**20,
+         "MB": 10**6, "G": 2**30, "GIB": 2**30, "GB": 10**9}
+
+
+def asked(options: argparse.Namespace) -> bool:
+    """Is the estimate about a choice?"""
+    return bool(options.match or options.budget or options.curves or options.form)
+
+
+def estimate(options: argparse.Namespace, terminal: Terminal) -> int:
+    run = config.settings(options.settings)
+    if options.match:
+        _match(run, options.match, terminal)
+    elif options.budget:
+        _budget(run, size_of(options.budget), terminal)
+    elif options.curves:
+        _curves(run, terminal)
+    else:
+        _written(run, options.form, terminal)
+    return 0
+
+
+def advise(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
+    from . import advice, choose
+
+    run = config.settings(options.settings)
+    found = advice.advise(run, _family(run), options.goal)
+    lines = [found.label]
+    for number, each in enumerate(found.suggestions, 1):
+        changes = " ".join(f"{path}={choose.short(value)}" for path, value in each.changes.items())
+        lines += [f"{number}. {each.does} {mebibytes(each.file_bytes)}.",
+                  f"   {each.why} {each.sure}", f"   {changes}"]
+    if not found.suggestions:
+        lines.append("There is nothing more to suggest from here.")
+    terminal.document(found.data(), "\n".join([*lines, *found.notes]))
+    return 0
+
+
+def recipe(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
+    """A configuration read from a file or from standard input; with --as, said in another form."""
+    from . import recipes
+
+    found = (recipes.read(sys.stdin.read()) if options.source == "-"
+             else recipes.of_file(config.find(options.source)))
+    if options.form:
+        shared = recipes.write(found.whole(), options.form)
+        terminal.document({**found.data(), **_shared(shared, options.form)}, shared.text)
+        terminal.say(found.text)
+        return 0
+    rows = [(path, config.toml_value("none" if value is None else value))
+            for path, value in found.settings.items()]
+    terminal.document(found.data(), table([*rows, *(("not taken", each)
+                                                    for each in found.unknown)]))
+    return 0
+
+
+def size_of(text: str) -> int:
+    """Bytes of "40MiB", "40MB", "40M" (as MiB) or "41943040"; ConfigError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].upper() not in UNITS:
+        raise ConfigError({"": f"{text!r} is no size"}, "Write e.g. 40MiB, 2.5MB or 500000.")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def _match(run: Config, algo: str, terminal: Terminal) -> None:
+    from . import choose
+
+    found = choose.match(run, algo, _family(run))
+    terminal.document({"changed": found.changed, "wanted": found.wanted,
+                       "file_bytes": found.file_bytes, "off": found.off, "far": found.far,
+                       "text": found.text}, found.text)
+
+
+def _budget(run: Config, limit: int, terminal: Terminal) -> None:
+    from . import choose
+
+    fits = choose.budget(run, _family(run), limit)
+    rows = [(fit.label, fit.problem or (
+        f"{mebibytes(fit.file_bytes):>11}  {fit.parameters:>13,} parameters  "
+        f"{mebibytes(fit.training_bytes):>11} while training  "
+        f"{choose.in_words(fit.changed, fit.algo)}  ({fit.rating})")) for fit in fits]
+    terminal.document({"limit": limit, "fits": [fit.data() for fit in fits]}, table(rows))
+
+
+def _curves(run: Config, terminal: Terminal) -> None:
+    from . import choose
+
+    found = choose.curves(run, _family(run))
+    rows = [(algo, "  ".join(f"{point.dim}: {mebibytes(point.file_bytes)}" for point in points))
+            for algo, points in found.items()]
+    terminal.document({algo: [{"dim": point.dim, "file_bytes": point.file_bytes,
+                               "parameters": point.parameters} for point in points]
+                       for algo, points in found.items()}, table(rows))
+
+
+def _written(run: Config, form: str, terminal: Terminal) -> None:
+    from . import recipes
+
+    shared = recipes.write(run, form)
+    terminal.document(_shared(shared, form), shared.text.rstrip("\n"))
+    if shared.unsaid:
+        terminal.say(f"Not said in this form: {', '.join(shared.unsaid)}.")
+
+
+def _shared(shared: Any, form: str) -> dict[str, Any]:
+    return {"form": form, "text": shared.text, "unsaid": list(shared.unsaid)}
+
+
+def _family(run: Config) -> Any:
+    from . import families
+
+    return families.open_base(config.find(run.model.base), run.model.family)

@@ -1,0 +1,271 @@
+"""Configurations to share: each form is read as what was written, and nonsense is refused."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_SD
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lycoris import algorithms, config, families, knobs, kohya, plan, recipes, tensorfile
+from lycoris.config import LEAVES, Config
+from lycoris.errors import AdapterError, ConfigError, RunError
+from lycoris.metadata import describe
+
+ALGOS = tuple(algorithms.catalogue())
+TEXTS = st.text(st.characters(blacklist_categories=("Cs",)), max_size=12)
+
+
+@st.composite
+def options_of(draw: st.DrawFn, algo: str) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, leaf in knobs.leaves(algorithms.catalogue()[algo].Options).items():
+        if leaf.type is bool:
+            value = st.booleans()
+        elif leaf.knob.choices:
+            value = st.sampled_from(leaf.knob.choices)
+        elif leaf.type is int:
+            value = st.integers(int(leaf.knob.low), 64)
+        else:
+            value = st.floats(leaf.knob.low, 10)
+        if draw(st.booleans()):
+            found[name] = draw(value)
+    return found
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> Config:
+    algo = draw(st.sampled_from(ALGOS))
+    dims = st.integers(1, 100_000)
+    alphas = st.floats(0.01, 1e5)
+    return knobs.replace(config.Config(), {
+        "network.algo": algo, "network.options": draw(options_of(algo)), "network.dim": draw(dims),
+        "network.alpha": draw(alphas), "network.conv_dim": draw(st.none() | st.integers(0, 64)),
+        "network.conv_alpha": draw(st.none() | alphas), "network.dora_wd": draw(st.booleans()),
+        "network.wd_on_output": draw(st.booleans()), "network.rs_lora": draw(st.booleans()),
+        "network.preset": draw(st.sampled_from(("attn-only", "attn-mlp", "full", "ia3"))),
+        "network.text_encoder": draw(st.booleans()), "network.train_norm": draw(st.booleans()),
+        "network.use_scalar": draw(st.booleans()), "network.dropout": draw(st.floats(0, 0.95)),
+        "network.rules": draw(st.sampled_from(((), (
+            {"match": "*attn2*", "dim": 4}, {"match": "a'b\"c", "exclude": True})))),
+        "optimizer.plus_ratio": draw(st.floats(1, 64)), "optimizer.lr": draw(st.floats(1e-7, 1)),
+        "optimizer.text_encoder_lr": draw(st.none() | st.floats(1e-7, 1)),
+        "optimizer.args": draw(st.sampled_from(({}, {"betas": [0.9, 0.99], "eps": 1e-8}))),
+        "output.description": draw(TEXTS), "output.trigger": draw(TEXTS),
+        "sample.prompts": tuple(draw(st.lists(TEXTS, max_size=3))),
+        "sample.seeds": tuple(draw(st.lists(st.integers(0, 2**63 - 1), max_size=3))),
+        "train.steps": draw(st.integers(1, 10**6)), "dataset.folder": "no such/folder"})
+
+
+@given(runs(), st.sampled_from(("toml", "whole", "command")))
+@settings(max_examples=150, deadline=None)
+def test_our_forms_round_trip(run: Config, form: str) -> None:
+    shared = recipes.write(run, form)
+    found = recipes.read(shared.text)
+    assert not shared.unsaid and not found.unknown
+    reference = config.load(None, [f"model.base={run.model.base}"])
+    assert found.applied(reference) == run
+
+
+@given(runs())
+@settings(max_examples=30, deadline=None)
+def test_what_is_written_can_be_run(run: Config) -> None:
+    """The TOML as a settings file, the command as one on the command line."""
+    words = shlex.split(recipes.write(run, "command").text)
+    assert words[:4] == ["python", "-m", "lycoris", "train"]
+    assert config.settings(words[4:]) == run
+
+
+@given(runs())
+@settings(max_examples=150, deadline=None)
+def test_kohyas_words_round_trip(run: Config) -> None:
+    if run.network.algo not in kohya.REFERENCE:
+        with pytest.raises(ConfigError, match="have no svdiff"):
+            recipes.write(run, "kohya")
+        return
+    shared = recipes.write(run, "kohya")
+    found = recipes.read(shared.text)
+    assert not found.unknown
+    back = found.applied(config.Config())
+    for path in LEAVES:
+        if path.startswith("network.") and path not in ("network.options", *shared.unsaid):
+            said = knobs.get(run, path)
+            assert knobs.get(back, path) == said or (
+                path == "network.wd_on_output" and not run.network.dora_wd), path
+    for name, value in run.network.options.items():
+        if f"network.options.{name}" not in shared.unsaid:
+            assert back.network.options[name] == value
+
+
+def test_only_what_differs_is_written() -> None:
+    run = config.load(None, ["network.dim=7"])
+    assert recipes.write(run, "toml").text == "[network]\ndim = 7\n", "tiny-sd's advice aside"
+    assert "guidance" in recipes.write(run, "whole").text
+    with pytest.raises(ConfigError, match="choose one of toml, whole, command, kohya"):
+        recipes.write(run, "yaml")
+
+
+COMMAND = r"""accelerate launch --num_cpu_threads_per_process 2 train_network.py \
+  --pretrained_model_name_or_path="C:\models\v1-5.safetensors" --network_module=lycoris.kohya ^
+  --network_dim=16 --network_alpha 8 --network_args "algo=lokr" "factor=8" "preset=attn-mlp" \
+  "conv_dim=4" "dora_wd=True" "wd_on_output=True" "bypass_mode=False" "magic=1" \
+  --learning_rate=5e-4 --text_encoder_lr=1e-4 --optimizer_type AdamW8bit \
+  --optimizer_args "weight_decay=0.1" "betas=0.9,0.99" --lr_scheduler=cosine \
+  --lr_warmup_steps=100 --max_train_steps=1000 --resolution=768,768 --mixed_precision=bf16 \
+  --cache_latents --seed 7"""
+SETTINGS = {
+    "network.algo": "lokr", "network.preset": "attn-mlp", "network.dim": 16, "network.alpha": 8.0,
+    "network.conv_dim": 4, "network.dora_wd": True, "network.wd_on_output": True,
+    "network.options": {"factor": 8}, "optimizer.lr": 5e-4, "optimizer.text_encoder_lr": 1e-4,
+    "optimizer.name": "AdamW8bit", "optimizer.weight_decay": 0.1,
+    "optimizer.args": {"betas": (0.9, 0.99)}, "optimizer.schedule": "cosine",
+    "optimizer.warmup": 0.1, "train.steps": 1000, "dataset.resolution": 768,
+    "train.precision": "bf16", "train.seed": 7}
+
+
+def test_a_pasted_kohya_command() -> None:
+    found = recipes.read(COMMAND)
+    assert found.settings == SETTINGS and found.source == "kohya's command line"
+    said = " ".join(found.unknown)
+    for name in ("magic=1", "cache_latents", "pretrained_model_name_or_path", "bypass_mode"):
+        assert name in said
+    assert len(found.unknown) == 4, found.unknown
+
+
+def test_kohyas_toml() -> None:
+    found = recipes.read("""
+[network_arguments]
+network_module = "lycoris.kohya"
+network_args = ["algo=loha", "use_cp=True"]
+network_dim = 8
+network_train_unet_only = true
+[optimizer_arguments]
+unet_lr = 1e-4
+text_encoder_lr = 0
+""")
+    assert found.settings == {
+        "network.algo": "loha", "network.preset": "full", "network.dim": 8, "network.alpha": 1.0,
+        "network.text_encoder": False, "network.options": {"use_tucker": True},
+        "optimizer.lr": 1e-4}, "what the trainer takes by itself is said"
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("algo=lokr factor=8 preset=attn-mlp conv_dim=4 dora_wd=True wd_on_output=False",
+     {"network.algo": "lokr", "network.preset": "attn-mlp", "network.conv_dim": 4,
+      "network.dora_wd": True, "network.wd_on_output": False, "network.options": {"factor": 8}}),
+    ("factor=4", {"network.options": {"factor": 4}}),
+    ("algo=LoCon", {"network.algo": "lora", "network.options": {}}),
+    ("network.dim=4\nnetwork.alpha=2", {"network.dim": 4, "network.alpha": 2.0}),
+    ("network.algo=loha network.options.use_tucker=true",
+     {"network.algo": "loha", "network.options": {"use_tucker": True}}),
+    ("--network_module networks.lora --network_dim 8 --network_alpha 4",
+     {"network.algo": "lora", "network.preset": "attn-mlp", "network.dim": 8,
+      "network.alpha": 4.0, "network.options": {}}),
+    ('{"ss_network_module": "lycoris.kohya", "ss_network_dim": "8", "ss_network_alpha": "4",'
+     ' "ss_network_args": "{\\"algo\\": \\"ia3\\"}", "ss_steps": "10"}',
+     {"network.algo": "ia3", "network.preset": "full", "network.dim": 8, "network.alpha": 4.0,
+      "network.options": {}}),
+])
+def test_short_texts(text: str, expected: dict[str, object]) -> None:
+    found = recipes.read(text)
+    assert found.settings == expected and not found.unknown
+
+
+@pytest.mark.parametrize("text", [
+    "", "hello", "hello = 1", "[network]\ndim = = 4", "--network_dim abc",
+    "network.dim=0", "algo=lokr factor=much", '"unclosed', "[[[", "{}", "=", "\x00", "42",
+    "network.algo=lokr network.options.factr=4"])
+def test_nonsense_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        recipes.read(text)
+
+
+@given(st.text(max_size=60) | st.text("algo=lokrdim.network[]{}\"'\\-- \n", max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_any_text_gives_settings_or_a_typed_error(text: str) -> None:
+    try:
+        found = recipes.read(text)
+    except ConfigError:
+        return
+    assert found.settings and found.settings.keys() <= LEAVES.keys()
+
+
+def test_a_recipe_drops_what_belongs_to_another_algorithm() -> None:
+    run = knobs.replace(config.Config(), {"network.init": "pissa"})
+    loha = recipes.read("algo=loha").applied(run)
+    assert loha.network.init == "default"
+    lokr = knobs.replace(run, {"network.algo": "lokr", "network.init": "default",
+                               "network.options": {"factor": 8, "decompose_both": True}})
+    assert recipes.read("factor=4").applied(lokr).network.options == {
+        "factor": 4, "decompose_both": True}
+
+
+def test_a_name_that_is_not_known_here_is_said() -> None:
+    found = recipes.read("algo=abba preset=my.toml factor=4 dora_wd=True")
+    assert found.settings == {"network.dora_wd": True, "network.options": {"factor": 4}}
+    assert any("algo=abba" in each for each in found.unknown)
+    assert any("preset=my.toml" in each for each in found.unknown)
+    assert any("wd_on_output is not said" in each for each in found.unknown)
+    assert any("loha has no such option" in each
+               for each in recipes.read("algo=loha factor=4").unknown)
+
+
+def _adapter(path: Path, metadata: dict[str, str]) -> Path:
+    return tensorfile.write(path, {"lora_unet_x.alpha": torch.zeros(())}, metadata)
+
+
+def test_an_adapter_tells_its_recipe(tmp_path: Path) -> None:
+    run = config.load(None, ["network.algo=lokr", "network.options.factor=4", "train.steps=77"])
+    family = families.open_base(TINY_SD)
+    found = describe(run, family, None, plan.facts_of(run, ()))
+    recipe = recipes.of_file(_adapter(tmp_path / "ours.safetensors", found))
+    assert recipe.applied(config.Config()) == run and not recipe.unknown
+    del found["lycogui_config"]
+    recipe = recipes.of_file(_adapter(tmp_path / "kohya.safetensors", found))
+    back = recipe.applied(config.Config())
+    assert not recipe.unknown
+    assert (back.network.algo, back.network.options, back.network.dim, back.train.steps,
+            back.optimizer.lr) == ("lokr", {"factor": 4}, run.network.dim, 77, run.optimizer.lr)
+    with pytest.raises(AdapterError, match="does not say how it was trained"):
+        recipes.of_file(_adapter(tmp_path / "bare.safetensors", {}))
+
+
+def test_kohyas_metadata(tmp_path: Path) -> None:
+    found = recipes.of_file(_adapter(tmp_path / "a.safetensors", {
+        "ss_network_module": "lycoris.kohya", "ss_network_dim": "Dynamic",
+        "ss_network_alpha": "None", "ss_network_args": json.dumps({"algo": "loha", "x": "1"}),
+        "ss_optimizer": "torch.optim.adamw.AdamW(weight_decay=0.1,betas=(0.9, 0.95))",
+        "ss_text_encoder_lr": "[1e-05, 1e-05]", "ss_unet_lr": "0.0001", "ss_seed": "3",
+        "ss_noise_offset": "None", "ss_tag_frequency": "{}", "ss_session_id": "12"}))
+    assert found.settings == {
+        "network.algo": "loha", "network.preset": "full", "network.alpha": 1.0,
+        "network.options": {}, "optimizer.name": "AdamW", "optimizer.weight_decay": 0.1,
+        "optimizer.args": {"betas": (0.9, 0.95)}, "optimizer.lr": 1e-4,
+        "optimizer.text_encoder_lr": 1e-5, "train.seed": 3}
+    assert len(found.unknown) == 2 and "network_dim differs" in found.unknown[0]
+    assert "x=1" in found.unknown[1]
+
+
+def test_prose_is_no_recipe() -> None:
+    words = "this is a long sentence that says network.dim=4 among very many other words of it"
+    with pytest.raises(ConfigError, match="holds no settings"):
+        recipes.read(words)
+    found = recipes.read("take network.dim=4 there")
+    assert found.settings == {"network.dim": 4} and found.unknown == ("take, there: no settings.",)
+    assert "There is no setting network.dims" in recipes.read(
+        "[network]\ndims = 4\nalpha = 2").unknown[0]
+
+
+def test_files_of_text(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("[network]\ndim = 3\n", "utf-8")
+    assert recipes.of_file(file).settings == {"network.dim": 3}
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
+    for name, kind in (("b.txt", AdapterError), ("none.toml", (AdapterError, RunError))):
+        with pytest.raises(kind):
+            recipes.of_file(tmp_path / name)
