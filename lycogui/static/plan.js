@@ -27,7 +27,7 @@ lyco.parts.plan = ({element, props, trigger, watch}) => {
   const head = plan => {
     time.show(plan);
     fill(figures, h("div.plan", {},
-    figure(lyco.count(plan.parameters), "", `parameters in ${plan.layers} layers`),
+    figure(lyco.count(plan.parameters), "", `parameters in ${lyco.some(plan.layers, "layer")}`),
     figure((plan.bytes / 2 ** 20).toFixed(2), "MiB", `${plan.dtype} file, exactly ${lyco.count(plan.bytes)} bytes`),
     memory(plan.memory), time.box),
     plan.by_name ? h("p.note", {}, h("b", {}, plan.model), ` by name alone, at ${plan.side} px. To train it, choose such a model as the base.`) : null,
@@ -85,7 +85,7 @@ lyco.timeFigure = trigger => {
     trigger("look", {asked: {}});
   };
   const show = ({time, steps, epochs, pictures, by_name: byName}) => {
-    const about = pictures ? `${lyco.count(steps)} steps, ${epochs} times through ${pictures} pictures` : `${lyco.count(steps)} steps, no pictures chosen yet`;
+    const about = pictures ? `${lyco.count(steps)} steps, ${epochs} times through ${lyco.some(pictures, "picture")}` : `${lyco.count(steps)} steps, no pictures chosen yet`;
     line.title = time.known ? `${about}${time.without.length ? `; without ${time.without.join(" and ")}` : ""}` : "";
     if (time.going) {
       fill(value, "…");
