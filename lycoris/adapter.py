@@ -11,9 +11,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .algorithms import TOUCH, Cost, Tensors, elements
+from .algorithms import Tensors, elements
 from .assignments import Assignment
+from .effort import TOUCH, Cost
 from .paths import Choice, choose
+from .products import Sum
 
 Operator = Callable[[Tensor, Tensor], Tensor]
 SCALAR, LENGTHS = "scalar", "dora_scale"  # the shell's tensors among the algorithm's
@@ -185,7 +187,9 @@ class Adapter(nn.Module):
             if self.origin is not None and onto is weight and multiplier == 1.0:
                 changed = p[self.algorithm.whole]
             elif LENGTHS not in p:
-                changed = onto + self.scaled_delta(weight, multiplier, p)
+                changed = self._onto(onto, multiplier, p)
+                if changed is None:
+                    changed = onto + self.scaled_delta(weight, multiplier, p)
             else:
                 full = weight + self.scaled_delta(weight, 1.0, p)
                 own = full.detach() if self.extras.dora_detach else full
@@ -196,6 +200,20 @@ class Adapter(nn.Module):
         if shift is not None and bias is not None:
             bias = bias.to(shift.dtype) + multiplier * shift
         return changed, bias
+
+    def _onto(self, onto: Tensor, multiplier: float, p: Tensors) -> Tensor | None:
+        """onto + multiplier * scale * dW as one operation, where the algorithm has one."""
+        if SCALAR in p or torch.compiler.is_compiling():
+            return None
+        found = self.algorithm.change(p)
+        if found is None:
+            return None
+        kind, parts = found
+        factor = multiplier * self.algorithm.scale(self.layer)
+        matrix = onto.flatten(1)
+        if torch.is_grad_enabled():
+            return Sum.apply(matrix, factor, kind, *parts).view(onto.shape)
+        return kind.build(matrix, factor, parts, keep=False)[0].view(onto.shape)
 
     def change(self, weight: Tensor, multiplier: float, p: Tensors | None = None) -> Tensor:
         """W' - W at the given strength."""

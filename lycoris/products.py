@@ -90,3 +90,60 @@ def linear_slopes(wanted: Sequence[bool], grad: Tensor, x: Tensor,
     """Gradients of x, W and b of x W^T + b over rows, each where it is wanted."""
     return (grad @ weight if wanted[0] else None, grad.t() @ x if wanted[1] else None,
             grad.sum(0) if wanted[2] else None)
+
+
+class Change:
+    """How W + factor * dW is made of an algorithm's tensors, and its gradient brought to them,
+    without autograd: what stands between the two is made again instead of kept."""
+
+    @staticmethod
+    def build(weight: Tensor, factor: float, parts: Sequence[Tensor],
+              keep: bool) -> tuple[Tensor, Sequence[Tensor]]:
+        """(the sum, what `slopes` can use again); nothing of the latter without `keep`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def slopes(grad: Tensor, factor: float, parts: Sequence[Tensor],
+               kept: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The gradients of the parts from that of the sum."""
+        raise NotImplementedError
+
+
+class Sum(torch.autograd.Function):
+    """W + factor * dW."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, factor: float, kind: type[Change],
+                *parts: Tensor) -> Tensor:
+        made, kept = kind.build(weight, factor, parts, keep=True)
+        ctx.factor, ctx.kind, ctx.parts = factor, kind, len(parts)
+        ctx.save_for_backward(*parts, *kept)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        parts, kept = ctx.saved_tensors[:ctx.parts], ctx.saved_tensors[ctx.parts:]
+        return (grad if ctx.needs_input_grad[0] else None, None, None,
+                *ctx.kind.slopes(grad, ctx.factor, parts, kept))
+
+
+class Folded(torch.autograd.Function):
+    """x (W + factor * dW)^T + b over rows; the sum is made again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, factor: float,
+                kind: type[Change], *parts: Tensor) -> Tensor:
+        ctx.factor, ctx.kind = factor, kind
+        ctx.save_for_backward(x, weight, *parts)
+        made, _ = kind.build(weight.to(parts[0].dtype), factor, parts, keep=False)
+        return F.linear(x, made.to(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *parts = ctx.saved_tensors
+        made, kept = ctx.kind.build(weight.to(parts[0].dtype), ctx.factor, parts, keep=True)
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        gx, gw, gb = linear_slopes((wants_x, True, wants_bias), grad, x, made.to(x.dtype))
+        del made
+        return (gx, gw.to(weight.dtype) if wants_weight else None, gb, None, None,
+                *ctx.kind.slopes(gw.to(parts[0].dtype), ctx.factor, parts, kept))

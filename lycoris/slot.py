@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import quantised
 from .adapter import LENGTHS, Adapter
 from .algorithms import Inner, Tensors
-from .products import channelwise
+from .products import Folded, channelwise, linear_slopes
 
 SLOT = "lycoris_slot"
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -62,12 +62,13 @@ class Slot:
         around = next((a for a in direct if a.around), None)
         changes = [self._apart(adapter, x) for adapter in apart]
         if dense:
-            y = self._dense(x, dense)
+            y = self._joined(x, dense[0], dense=True) if len(dense) == 1 else None
+            y = self._dense(x, dense) if y is None else y
         elif around is None:
-            if len(direct) == 1 and (y := self._thin(x, direct[0])) is not None:
+            if len(direct) == 1 and (y := self._joined(x, direct[0], dense=False)) is not None:
                 direct = []
             else:
-                y = self._base(x)
+                y = self._fresh(x)
         else:
             y = self._around(x, around)
         ours = self.plain and not dense and around is None  # nobody else's result: written to
@@ -112,31 +113,58 @@ class Slot:
     def _base(self, x: Tensor) -> Tensor:
         return type(self.module).forward(self.module, x)
 
+    def _fresh(self, x: Tensor) -> Tensor:
+        """The layer's own output, to be written to."""
+        if self.is_pointwise and self.plain and x.device.type == "cpu":
+            return self.applied(x, self.module.weight, self.module.bias)
+        return self._base(x)
+
+    def applied(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's own operation with another weight and bias. A 1x1 convolution is one product,
+        which a CPU computes faster."""
+        if not self.is_pointwise:
+            return apply(self.module, x, weight, bias)
+        weight, columns = weight.flatten(1).expand(x.shape[0], -1, -1), x.flatten(2)
+        y = torch.bmm(weight, columns) if bias is None else torch.baddbmm(
+            bias[:, None], weight, columns)
+        return torch.ops.aten._unsafe_view(y, (*y.shape[:2], *x.shape[2:]))  # no view of ours
+
     def _op(self, x: Tensor, weight: Tensor) -> Tensor:
         """The layer's own operation with another weight, without bias."""
         if self.is_pointwise:  # one product: as a convolution of few channels it is slow on a CPU
             return channelwise(weight.flatten(1), x.flatten(2)).unflatten(2, x.shape[2:])
         return apply(self.module, x, weight, None)
 
-    def _thin(self, x: Tensor, adapter: Adapter) -> Tensor | None:
-        """A linear layer with one adapter of two thin factors, as one operation with a backward
-        pass of its own; None for anything else."""
+    def _joined(self, x: Tensor, adapter: Adapter, dense: bool) -> Tensor | None:
+        """A linear layer with one adapter, as one operation with a backward pass of its own; None
+        for anything else."""
         module, algorithm = self.module, adapter.algorithm
         if not (self.plain and isinstance(module, nn.Linear) and torch.is_grad_enabled()):
             return None
-        if algorithm.timed or adapter.scalar is not None or torch.compiler.is_compiling():
+        dtype = self._dtype(adapter, x)
+        if (dtype is None or algorithm.timed or adapter.scalar is not None
+                or torch.compiler.is_compiling()):
             return None
-        factors = algorithm.factors(adapter.seen(), adapter.layer, module.weight)
-        device = x.device.type
-        mixed = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if mixed else module.weight.dtype
-        if factors is None or not (mixed or dtype == adapter.dtype):
-            return None
-        up, down = (factor.to(dtype) for factor in factors)
+        p, y = adapter.seen(), None
         bias = None if module.bias is None else module.bias.to(dtype)
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
-        y = _Thin.apply(rows, module.weight.to(dtype), bias, up, down, adapter.factor())
-        return y.view(*x.shape[:-1], y.shape[-1])
+        if not dense:
+            p = {name: tensor.to(dtype) for name, tensor in p.items()}
+            y = algorithm.joined(p, adapter.layer, rows, module.weight.to(dtype), bias,
+                                 adapter.factor())
+        elif LENGTHS not in p:
+            with torch.autocast(x.device.type, enabled=False):  # dW is made in full precision
+                if (found := algorithm.change(p)) is not None:
+                    kind, parts = found
+                    y = Folded.apply(rows, module.weight, bias, adapter.factor(), kind, *parts)
+        return None if y is None else y.view(*x.shape[:-1], y.shape[-1])
+
+    def _dtype(self, adapter: Adapter, x: Tensor) -> torch.dtype | None:
+        """What base and adapter are both computed in; None where they differ."""
+        if torch.is_autocast_enabled(x.device.type):
+            return torch.get_autocast_dtype(x.device.type)
+        dtype = self.module.weight.dtype
+        return dtype if dtype == adapter.dtype else None
 
     @staticmethod
     def _cast(adapter: Adapter, x: Tensor) -> Tensor:
@@ -162,7 +190,7 @@ class Slot:
             y = self._base(fed)
             return self._cast(adapter, y.clone() if bias is None else y - bias.to(y.dtype))
 
-        inner = Inner(base, self._op, bias)
+        inner = Inner(base, self._op, bias, self._anew(adapter, x))
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(
             x.device.type) else x.dtype
         if LENGTHS in p:
@@ -171,6 +199,18 @@ class Slot:
             y = adapter.algorithm.through(p, self._cast(adapter, x), adapter.layer, inner,
                                           adapter.factor())
         return y.to(dtype)
+
+    def _anew(self, adapter: Adapter, x: Tensor) -> Tensor | None:
+        """W in the dtype of the computation where W' is to be made from it in each pass."""
+        weight = self.module.weight
+        if not self.plain or weight.requires_grad or not (
+                self.is_pointwise or isinstance(self.module, nn.Linear)):
+            return None
+        dtype = self._dtype(adapter, x)
+        if dtype is None or not adapter.choice(self._positions(x),
+                                               torch.is_grad_enabled()).goes_anew:
+            return None
+        return weight.to(dtype)
 
     def _stretched(self, x: Tensor, adapter: Adapter, p: Tensors,
                    base: Callable[[Tensor], Tensor]) -> Tensor:
@@ -199,7 +239,7 @@ class Slot:
             return weight.to(dtype), None if bias is None else bias.to(dtype)
 
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return apply(self.module, x.to(dtype), *build(seen))
+            return self.applied(x.to(dtype), *build(seen))
         named = [list(p) for p in seen]
         flat = [tensor for p in seen for tensor in p.values()]
 
@@ -207,7 +247,7 @@ class Slot:
             each = iter(flat)
             return build([{name: next(each) for name in names} for names in named])
 
-        return _Rebuilt.apply(self.module, rebuild, x.to(dtype), *flat)
+        return _Rebuilt.apply(self, rebuild, x.to(dtype), *flat)
 
     def _beside(self, x: Tensor, adapters: Sequence[Adapter], seen: Sequence[dict]) -> Tensor:
         """For a quantised base: its own output, and dW x beside it."""
@@ -258,38 +298,16 @@ def apply(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
     return F.layer_norm(x, module.normalized_shape, weight, bias, module.eps)
 
 
-class _Thin(torch.autograd.Function):
-    """x W^T + b + factor x down^T up^T over rows: the thin products are added where the large ones
-    have been written, forward and backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, down: Tensor,
-                factor: float) -> Tensor:
-        hidden = x @ down.t()
-        ctx.factor = factor
-        ctx.save_for_backward(x, weight, up, down, hidden)
-        return F.linear(x, weight, bias).addmm_(hidden, up.t(), alpha=factor)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, up, down, hidden = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        slope = (grad @ up).mul_(ctx.factor)
-        gx = (grad @ weight).addmm_(slope, down) if wants_x else None
-        return (gx, grad.t() @ x if wants_weight else None, grad.sum(0) if wants_bias else None,
-                (grad.t() @ hidden).mul_(ctx.factor), slope.t() @ x, None)
-
-
 class _Rebuilt(torch.autograd.Function):
     """The layer's operation with a weight that is not kept for the backward pass: `build(tensors)`
     makes it and its bias again from what is smaller, this time with the way back to them."""
 
     @staticmethod
-    def forward(ctx: Any, module: nn.Module, build: Callable[..., tuple[Tensor, Tensor | None]],
+    def forward(ctx: Any, slot: Slot, build: Callable[..., tuple[Tensor, Tensor | None]],
                 x: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.module, ctx.build = module, build
+        ctx.slot, ctx.build = slot, build
         ctx.save_for_backward(x, *tensors)
-        return apply(module, x, *build(tensors))
+        return slot.applied(x, *build(tensors))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -301,19 +319,35 @@ class _Rebuilt(torch.autograd.Function):
             weight, bias = ctx.build(copies)
         made = weight.detach()
         needs_weight, needs_bias = weight.requires_grad, bias is not None and bias.requires_grad
-        if isinstance(ctx.module, nn.Linear):
+        module = ctx.slot.module
+        if isinstance(module, nn.Linear):
             rows = grad.reshape(-1, grad.shape[-1])
-            gx = (rows @ made).view(x.shape) if wants_x else None
-            gw = rows.t() @ x.reshape(-1, x.shape[-1]) if needs_weight else None
-            gb = rows.sum(0) if needs_bias else None
+            gx, gw, gb = linear_slopes((wants_x, needs_weight, needs_bias), rows,
+                                       x.reshape(-1, x.shape[-1]), made)
+            gx = None if gx is None else gx.view(x.shape)
+        elif ctx.slot.is_pointwise:
+            gx, gw, gb = _pointwise_backward(grad, x, made if wants_x else None, needs_weight,
+                                             needs_bias)
         else:
-            gx, gw, gb = _conv_backward(ctx.module, grad, x, made if wants_x else None,
+            gx, gw, gb = _conv_backward(module, grad, x, made if wants_x else None,
                                         needs_weight, needs_bias)
         outputs = [(t, g) for t, g in ((weight, gw), (bias, gb)) if g is not None]
         learned = [copy for copy, want in zip(copies, wants, strict=True) if want]
         found = iter(torch.autograd.grad([t for t, _ in outputs], learned, [g for _, g in outputs],
                                          allow_unused=True) if learned else ())
         return None, None, gx, *(next(found) if want else None for want in wants)
+
+
+def _pointwise_backward(grad: Tensor, x: Tensor, weight: Tensor | None, wants_weight: bool,
+                        wants_bias: bool) -> tuple[Tensor | None, ...]:
+    """As `_conv_backward`, of one product for each picture."""
+    slopes, columns, gx, gw = grad.flatten(2), x.flatten(2), None, None
+    if weight is not None:
+        gx = channelwise(weight.flatten(1).t(), slopes).view(x.shape)
+    if wants_weight:
+        gw = torch.bmm(slopes, columns.mT).sum(0).view(
+            *grad.shape[1:2], x.shape[1], *(1 for _ in x.shape[2:]))
+    return gx, gw, slopes.sum((0, 2)) if wants_bias else None
 
 
 def _conv_backward(module: nn.Module, grad: Tensor, x: Tensor, weight: Tensor | None,

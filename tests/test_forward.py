@@ -82,6 +82,42 @@ def test_both_ways_agree(algo: str, name: str, options: dict, extras: str,
         assert torch.allclose(one, two, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "bias", "conv"])
+def test_a_weight_made_anew_agrees(kind: str, autocast: bool,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where positions are many, W' is made in both passes: with and without, outputs and all
+    gradients are the same, and the layer's input is not kept."""
+    torch.manual_seed(0)
+    module = nn.Conv2d(12, 20, 1) if kind == "conv" else nn.Linear(12, 20, bias=kind == "bias")
+    root = nn.Sequential(module).requires_grad_(False)
+    if module.bias is not None:
+        module.bias.requires_grad_(True)
+    network = network_on(root, "diag-oft").apply_to()
+    size, found = (2, 12, 20, 30) if kind == "conv" else (3, 400, 12), []
+    x = torch.randn(size, requires_grad=True)
+    slope = torch.randn(2, 20, 30, 20).movedim(-1, 1) if kind == "conv" else torch.randn(3, 400, 20)
+    for anew in (True, False):
+        choice = paths.Choice(2.0, 3.0, 1.0 if anew else None)
+        assert choice.goes_aside and choice.goes_anew == anew
+        monkeypatch.setattr(Adapter, "choice", lambda *_, choice=choice: choice)
+        monkeypatch.setattr(Adapter, "goes_aside", lambda *_: True)
+        root.zero_grad()
+        network.zero_grad()
+        x.grad, kept = None, []
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast), \
+                torch.autograd.graph.saved_tensors_hooks(
+                    lambda t, kept=kept: kept.append(t.shape) or t, lambda t: t):
+            y = root(x)
+        assert not anew or x.shape not in kept
+        y.backward(slope.to(y.dtype))
+        found.append([y.detach(), x.grad, *(p.grad.clone() for p in network.parameters()),
+                      *([] if module.bias is None else [module.bias.grad.clone()])])
+    network.restore()
+    for one, two in zip(*found, strict=True):
+        assert (one - two).norm() <= (2e-2 if autocast else 1e-5) * two.norm()
+
+
 def test_the_cheaper_way_is_taken_and_says_why() -> None:
     layer = Layer("q", "linear", (320, 320))
     thin = paths.choose(layer, Cost(3 * 4 * 640.0, 4 * 4 * 320 * 320.0), 8192, True)
@@ -101,7 +137,8 @@ def test_nothing_of_full_size_is_kept_for_the_backward_pass(
     kept: list[tuple[int, ...]] = []
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tuple(tensor.shape))
+        if tensor is not root[0].weight:
+            kept.append(tuple(tensor.shape))
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from .. import knobs
+from ..effort import Cost
 from ..errors import ConfigError
 from ..guideline import Guide
-from ..products import rank_mask
+from ..products import Change, Thin, rank_mask
 from ..registry import discover, pick
 
 Shape = tuple[int, ...]
@@ -73,41 +74,17 @@ class NoOptions:
     """An algorithm without settings of its own."""
 
 
-# Reading and writing one number of a full-size temporary takes about as long as so many
-# multiply-adds of a large matrix product (benchmarks/step_cost.py).
-TOUCH = 40.0
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Multiply-adds of one training step on one layer, for the choice between two ways.
-
-    `token`: for each position of the input when dW x is computed without dW (forward, gradient of
-    the input, gradients of the factors); None where there is no such way; `once` is what that way
-    takes besides. `build`: once, to make dW from its factors, again in the backward pass, and to
-    bring dW's gradient to them.
-
-    And the numbers that the way without dW holds for its backward pass: `kept` for each position of
-    the output, `made` once, besides the tensors themselves; `keeps_input`: the layer's input too,
-    `keeps_output` its output.
-    """
-
-    token: float | None
-    build: float
-    once: float = 0.0
-    kept: float = 0.0
-    made: float = 0.0
-    keeps_input: bool = True
-    keeps_output: bool = False
-
-
 @dataclass(frozen=True)
 class Inner:
-    """The wrapped layer: `base(x)` is W x without the bias, `op(x, weight)` its own operator."""
+    """The wrapped layer: `base(x)` is W x without the bias, `op(x, weight)` its own operator.
+
+    `weight` is W itself, in the dtype that is computed in, where making W' anew is the way to go.
+    """
 
     base: Callable[[Tensor], Tensor]
     op: Operator
     bias: Tensor | None
+    weight: Tensor | None = None
 
     def finished(self, y: Tensor, layer: Layer) -> Tensor:
         """With the bias."""
@@ -273,6 +250,17 @@ class Algorithm:
         y is the layer's output, fresh, and may be overwritten; None stands for zero.
         """
         raise NotImplementedError
+
+    def joined(self, p: Tensors, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None,
+               factor: float) -> Tensor | None:
+        """x (N, i) W^T + b + factor * x dW^T of a linear layer as one operation, for training; None
+        where there is none."""
+        found = self.factors(p, layer, weight)
+        return None if found is None else Thin.apply(x, weight, bias, *found, factor)
+
+    def change(self, p: Tensors) -> tuple[type[Change], Sequence[Tensor]] | None:
+        """How W + dW is made of which matrices without autograd; None where there is no such."""
+        return None
 
     def squared_rows(self, p: Tensors, layer: Layer, weight: Tensor,
                      factor: float) -> Tensor | None:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from . import Cost, Layer, Shape, Tensors
-from .diag_oft import DiagOft, cayley, read_blocks
+from .diag_oft import DiagOft, limited, read_blocks
 
 
 class Boft(DiagOft):
@@ -51,21 +51,21 @@ class Boft(DiagOft):
                     3.0 * stages * layer.out * layer.fan_in * block,
                     **self._held(layer, stages, block))
 
-    def rotations(self, p: Tensors, layer: Layer) -> Tensor:
-        return cayley(p["blocks"], self.options.constraint * layer.out)
+    def free(self, p: Tensors, layer: Layer) -> Tensor:
+        return limited(p["blocks"], self.options.constraint * layer.out)
 
     @staticmethod
-    def wired(rows: Tensor, stage: int, rotation: Tensor) -> Tensor:
+    def wired(y: Tensor, stage: int, rotation: Tensor) -> Tensor:
         """The butterfly: outputs that are 2^stage half blocks apart meet in one block."""
         half = 2**stage * rotation.shape[-1] // 2
-        pairs = rows.view(rows.shape[0], -1, 2, half).transpose(2, 3)
-        return pairs.reshape(rows.shape[0], *rotation.shape[:2])
+        pairs = y.unflatten(1, (-1, 2, half)).transpose(2, 3)
+        return pairs.reshape(y.shape[0], *rotation.shape[:2], y.shape[2])
 
     @staticmethod
     def unwired(blocks: Tensor, stage: int) -> Tensor:
-        half = 2**stage * blocks.shape[-1] // 2
-        pairs = blocks.reshape(blocks.shape[0], -1, half, 2).transpose(2, 3)
-        return pairs.reshape(blocks.shape[0], -1)
+        half = 2**stage * blocks.shape[-2] // 2
+        pairs = blocks.flatten(1, 2).unflatten(1, (-1, half, 2)).transpose(2, 3)
+        return pairs.reshape(blocks.shape[0], -1, blocks.shape[-1])
 
     @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..effort import TOUCH, Cost
 from ..knobs import Knob
-from . import Algorithm, Cost, Inner, Layer, Shape, Tensors, factorization
+from ..products import channelwise
+from . import Algorithm, Inner, Layer, Shape, Tensors, factorization
 
 SYSTEM = 5.0  # matrices of the rotations' size that solving for them leaves behind
 
@@ -86,69 +89,73 @@ class DiagOft(Algorithm):
     def delta(self, p: Tensors, layer: Layer, weight: Tensor | None = None,
               multiplier: float = 1.0) -> Tensor:
         assert weight is not None
-        turned = self._turned(p, weight.flatten(1).t(), layer, multiplier).t()
+        turned = self._turned(p, weight.flatten(1)[None], layer, multiplier)
         return turned.reshape(layer.shape) - weight
 
     def cost(self, layer: Layer) -> Cost:
+        """With W' made anew there is one product for each position, that of the gradients."""
         block = self._block(layer)
-        return Cost(3.0 * layer.out * block, 3.0 * layer.out * layer.fan_in * block,
+        turn = layer.out * block
+        anew = None if layer.is_spatial or self.options.rescaled else (
+            float(turn), 2.0 * layer.fan_in * (turn + TOUCH * layer.out))
+        return Cost(3.0 * turn + TOUCH * layer.out / 2, 3.0 * layer.fan_in * turn, anew=anew,
                     **self._held(layer, 1, block))
 
     def _held(self, layer: Layer, stages: int, block: int) -> dict[str, Any]:
         """What is kept: the turned output, or with lengths what each stage got and the last one
-        gave. The rotations, their system of equations and its solution are made once."""
+        gave. The rotations are made once, with lengths their system of equations too."""
         rescaled = self.options.rescaled
         return {"kept": float(layer.out * (1 + stages)) if rescaled else 0.0,
-                "made": SYSTEM * stages * layer.out * block, "keeps_input": False,
-                "keeps_output": not rescaled}
+                "made": (SYSTEM if rescaled else 1.0) * stages * layer.out * block,
+                "keeps_input": False, "keeps_output": not rescaled}
 
     def _block(self, layer: Layer) -> int:
         shapes = self.shapes(layer) if self.fixed is None else self.fixed
         return shapes["blocks"][-1]
 
     def through(self, p: Tensors, x: Tensor, layer: Layer, inner: Inner, factor: float) -> Tensor:
-        y = inner.base(x)
-        rows = y if layer.kind == "linear" else y.movedim(1, -1)
         pure = factor == 1.0 and "rescale" not in p and not torch.compiler.is_compiling()
+        if pure and inner.weight is not None:
+            return _Anew.apply(x.to(inner.weight.dtype), inner.weight, self.free(p, layer),
+                               inner.bias)
+        y = inner.base(x)
         if pure:  # a rotation can be undone: its output is all that is kept
-            rotations = self.rotations(p, layer).to(y.dtype)
-            turned = _Turns.apply(rows, rotations, inner.bias, type(self))
-        else:
-            turned = self._turned(p, rows, layer, factor)
-            if self.linear and factor != 1.0:
-                turned = torch.lerp(rows, turned, factor)
-            turned = turned if inner.bias is None else turned + inner.bias.to(turned.dtype)
-        return turned if layer.kind == "linear" else turned.movedim(-1, 1)
+            return _Turns.apply(y, self.free(p, layer), inner.bias, type(self),
+                                layer.kind == "linear")
+        first = outputs_first(y, layer.kind == "linear")
+        turned = self._turned(p, first, layer, factor)
+        if self.linear and factor != 1.0:
+            turned = torch.lerp(first, turned, factor)
+        turned = turned if inner.bias is None else turned + inner.bias[:, None].to(turned.dtype)
+        return outputs_back(turned, y.shape, layer.kind == "linear")
 
-    def rotations(self, p: Tensors, layer: Layer) -> Tensor:
-        """(stages, n, b, b): each turns a block's outputs, as columns."""
-        return cayley(p["blocks"], self.options.constraint * layer.out).mT[None]
+    def free(self, p: Tensors, layer: Layer) -> Tensor:
+        """(stages, n, b, b) any matrices B: the Cayley forms of B - B^T turn a block's outputs, as
+        columns. The norm of all B - B^T is kept under the constraint."""
+        return limited(p["blocks"], self.options.constraint * layer.out).mT[None]
 
     def _turned(self, p: Tensors, y: Tensor, layer: Layer, multiplier: float) -> Tensor:
-        """y (.., o) turned, then the lengths. A multiplier is for those that are not linear."""
-        rotations = self.rotations(p, layer).to(y.dtype)
+        """y (s, o, N) turned, then the lengths. A multiplier is for those that are not linear."""
+        rotations = cayley(self.free(p, layer)).to(y.dtype)
         if not self.linear and multiplier != 1.0:
             one = torch.eye(rotations.shape[-1], dtype=y.dtype, device=y.device)
             rotations = torch.lerp(one.expand_as(rotations), rotations, multiplier)
-        flat = y.reshape(-1, layer.out)
         for stage, rotation in enumerate(rotations):
-            blocks = self.wired(flat, stage, rotation)
-            flat = self.unwired(torch.einsum("ncb,cab->nca", blocks, rotation), stage)
-        turned = flat.view(y.shape)
+            y = self.unwired(rotation @ self.wired(y, stage, rotation), stage)
         if "rescale" not in p:
-            return turned
-        lengths = p["rescale"].flatten().to(y.dtype)
-        return turned * (lengths if self.linear else 1 + multiplier * (lengths - 1))
+            return y
+        lengths = p["rescale"].view(-1, 1).to(y.dtype)
+        return y * (lengths if self.linear else 1 + multiplier * (lengths - 1))
 
     @staticmethod
-    def wired(rows: Tensor, stage: int, rotation: Tensor) -> Tensor:
-        """(N, o) -> (N, n, b): which outputs a stage turns together."""
-        return rows.view(-1, *rotation.shape[:2])
+    def wired(y: Tensor, stage: int, rotation: Tensor) -> Tensor:
+        """(s, o, N) -> (s, n, b, N): which outputs a stage turns together."""
+        return y.unflatten(1, rotation.shape[:2])
 
     @staticmethod
     def unwired(blocks: Tensor, stage: int) -> Tensor:
-        """(N, n, b) -> (N, o), each output back at its place."""
-        return blocks.reshape(blocks.shape[0], -1)
+        """(s, n, b, N) -> (s, o, N), each output back at its place."""
+        return blocks.flatten(1, 2)
 
     def drop_ranks(self, p: dict[str, Tensor], share: float) -> dict[str, Tensor]:
         """A share of the blocks stays unturned; the others stay rotations, so nothing is made up
@@ -172,32 +179,59 @@ class DiagOft(Algorithm):
         return read_blocks(cls, found, 3)
 
 
-def cayley(blocks: Tensor, limit: float) -> Tensor:
-    """(.., b, b) rotations of (.., b, b) free matrices: (I + Q)(I - Q)^-1 with Q = B - B^T, whose
-    norm over all blocks is kept under `limit` where that is above 0."""
-    with torch.autocast(blocks.device.type, enabled=False):
-        q = blocks - blocks.mT
-        if limit > 0:
-            norm = q.norm() + 1e-8
-            q = q * torch.clamp(limit / norm, max=1.0)
+def limited(blocks: Tensor, limit: float) -> Tensor:
+    """The matrices B, made smaller where B - B^T is longer than a limit above 0."""
+    if not limit:
+        return blocks
+    norm = (blocks - blocks.mT).norm() + 1e-8
+    return blocks * torch.clamp(limit / norm, max=1.0)
+
+
+def cayley(free: Tensor) -> Tensor:
+    """(.., b, b) rotations (I + Q)(I - Q)^-1 with Q = B - B^T, in full precision."""
+    with torch.autocast(free.device.type, enabled=False):
+        q = free - free.mT
         one = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
         return torch.linalg.solve(one - q, one + q)  # both factors commute
 
 
+def _slopes(products: Tensor, rotations: Tensor) -> Tensor:
+    """The gradient of B from the sums `products` of g (R y)^T over all positions.
+
+    That of R is products @ R, that of Q is 2 M^T (products R) M^T with M = (I - Q)^-1, of which
+    R = 2 M - I. As R M^T = M, there is no system of equations to solve again.
+    """
+    twice = rotations + torch.eye(rotations.shape[-1], dtype=rotations.dtype,
+                                  device=rotations.device)
+    slope = (twice.mT @ products.to(twice.dtype) @ twice).mul_(0.5)
+    return slope - slope.mT
+
+
+def outputs_first(y: Tensor, linear: bool) -> Tensor:
+    """(s, o, N): a linear layer's (.., o) as one sample of rows, a convolution's (B, o, ..)."""
+    return y.reshape(-1, y.shape[-1]).t()[None] if linear else y.flatten(2)
+
+
+def outputs_back(y: Tensor, shape: Sequence[int], linear: bool) -> Tensor:
+    """`outputs_first` undone."""
+    return y[0].t().reshape(shape) if linear else y.reshape(shape)
+
+
 class _Turns(torch.autograd.Function):
     """Rotations in stages, then the bias. Only the result is kept for the backward pass, which
-    turns it back stage by stage."""
+    turns it back stage by stage, a bias with it."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, rotations: Tensor, bias: Tensor | None,
-                kind: type[DiagOft]) -> Tensor:
-        rows = y.reshape(-1, y.shape[-1])
-        for stage, rotation in enumerate(rotations):
-            rows = kind.unwired(_times(kind.wired(rows, stage, rotation), rotation.mT), stage)
-        turned = torch.ops.aten._unsafe_view(rows, y.shape)  # no view of something of ours
+    def forward(ctx: Any, y: Tensor, free: Tensor, bias: Tensor | None, kind: type[DiagOft],
+                linear: bool) -> Tensor:
+        blocks, rotations = outputs_first(y, linear), cayley(free)
+        for stage, rotation in enumerate(rotations.to(y.dtype)):
+            blocks = kind.unwired(_times(rotation, kind.wired(blocks, stage, rotation)), stage)
+        rows = blocks[0].t() if linear else blocks
+        turned = torch.ops.aten._unsafe_view(rows.contiguous(), y.shape)  # no view of ours
         if bias is not None:
-            turned = turned.add_(bias.to(y.dtype))
-        ctx.kind = kind
+            turned.add_(_column(bias.to(y.dtype), turned, linear))
+        ctx.kind, ctx.linear = kind, linear
         ctx.save_for_backward(rotations, bias, turned)
         return turned
 
@@ -205,26 +239,91 @@ class _Turns(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rotations, bias, turned = ctx.saved_tensors
         kind: type[DiagOft] = ctx.kind
-        turned = turned if bias is None else turned - bias.to(turned.dtype)
-        rows, g = (t.reshape(-1, t.shape[-1]) for t in (turned, grad))
-        found = torch.empty_like(rotations)
+        after, slope = (outputs_first(t, ctx.linear) for t in (turned, grad))
+        pair = _sums(slope, bias)
+        found, gb = torch.empty_like(rotations), pair[0].flatten() if pair else None
         for stage in range(len(rotations) - 1, -1, -1):
-            rotation = rotations[stage]
-            after, slope = (kind.wired(t, stage, rotation) for t in (rows, g))
-            product = torch.bmm(slope.permute(1, 2, 0), after.transpose(0, 1))
-            torch.bmm(product, rotation, out=found[stage])
-            g = kind.unwired(_times(slope, rotation), stage)
+            rotation = rotations[stage].to(turned.dtype)
+            after, slope, *pair = (kind.wired(t, stage, rotation) for t in (after, slope, *pair))
+            found[stage] = _products(slope, after, pair)
+            slope = kind.unwired(_times(rotation.mT, slope), stage)
             if stage:
-                rows = kind.unwired(_times(after, rotation), stage)
-        gb = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
-        return g.view(grad.shape), found, gb, None
+                after, *pair = (kind.unwired(_times(rotation.mT, t), stage) for t in (after, *pair))
+        return (outputs_back(slope, grad.shape, ctx.linear), _slopes(found, rotations),
+                gb if ctx.needs_input_grad[2] else None, None, None)
 
 
-def _times(blocks: Tensor, matrices: Tensor) -> Tensor:
-    """(N, n, b) @ (n, b, b) block by block, each written where it belongs."""
-    out = torch.empty_like(blocks, memory_format=torch.contiguous_format)
-    torch.bmm(blocks.transpose(0, 1), matrices, out=out.transpose(0, 1))
+class _Anew(torch.autograd.Function):
+    """x W'^T + b with W' = R W, made again in the backward pass. As W' x is a rotation's result,
+    the gradient of R comes from it, block by block: neither x nor the gradient of W' is needed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, free: Tensor,
+                bias: Tensor | None) -> Tensor:
+        rotations = cayley(free)
+        made, linear = _turned_weight(weight, rotations), weight.ndim == 2
+        bias = None if bias is None else bias.to(weight.dtype)
+        if linear:
+            y = F.linear(x, made, bias)
+        else:
+            y = torch.ops.aten._unsafe_view(channelwise(made, x.flatten(2)),
+                                            (x.shape[0], -1, *x.shape[2:]))
+            if bias is not None:
+                y.add_(_column(bias, y, linear))
+        ctx.save_for_backward(weight, rotations, bias, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, rotations, bias, y = ctx.saved_tensors
+        linear, gx, shape = weight.ndim == 2, None, rotations.shape[1:3]
+        if ctx.needs_input_grad[0]:
+            made = _turned_weight(weight, rotations)
+            gx = grad @ made if linear else channelwise(
+                made.t(), grad.flatten(2)).unflatten(2, grad.shape[2:])
+        after, slope = (outputs_first(t, linear) for t in (y, grad))
+        pair = _sums(slope, bias)
+        gb = pair[0].flatten() if ctx.needs_input_grad[3] else None
+        after, slope, *pair = (t.unflatten(1, shape) for t in (after, slope, *pair))
+        return gx, None, _slopes(_products(slope, after, pair)[None], rotations), gb
+
+
+def _turned_weight(weight: Tensor, rotations: Tensor) -> Tensor:
+    """(o, i) R W of one stage."""
+    blocks = weight.flatten(1).unflatten(0, rotations.shape[1:3])
+    return torch.bmm(rotations[0].to(weight.dtype), blocks).flatten(0, 1)
+
+
+def _times(rotation: Tensor, blocks: Tensor) -> Tensor:
+    """(n, b, b) @ (s, n, b, N) block by block, in the layout of the blocks."""
+    out = torch.empty_like(blocks)
+    for sample, into in zip(blocks, out, strict=True):
+        torch.bmm(rotation, sample, out=into)
     return out
+
+
+def _sums(slope: Tensor, bias: Tensor | None) -> Sequence[Tensor]:
+    """The sum of a gradient (s, o, N) over all positions and the bias, as (1, o, 1) each; nothing
+    for no bias."""
+    if bias is None:
+        return ()
+    return slope.sum((0, 2), keepdim=True), bias.to(slope.dtype).view(1, -1, 1)
+
+
+def _products(slope: Tensor, after: Tensor, pair: Sequence[Tensor]) -> Tensor:
+    """(n, b, b): the gradient's blocks times the outputs' before the bias, over all positions."""
+    found, *others = (torch.bmm(g, y.mT) for g, y in zip(slope, after, strict=True))
+    for other in others:
+        found.add_(other)
+    if pair:
+        total, shift = pair
+        found.baddbmm_(total[0], shift[0].mT, alpha=-1)
+    return found
+
+
+def _column(bias: Tensor, y: Tensor, linear: bool) -> Tensor:
+    """The bias in a shape that is added to y."""
+    return bias if linear else bias.view(-1, *(1 for _ in y.shape[2:]))
 
 
 def read_blocks(cls: type[DiagOft], found: Mapping[str, Shape],

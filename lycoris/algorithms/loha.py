@@ -9,7 +9,7 @@ prop. 1; Yeh et al. 2023, arXiv 2309.14859, eq. 4). With Tucker each of the two 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,16 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..effort import TOUCH, Cost
 from ..guideline import Guide, column
 from ..knobs import Knob
-from ..products import linear_slopes, pointwise
-from . import TOUCH, Algorithm, Cost, Layer, Operator, Shape, Tensors
+from ..products import Change, linear_slopes, pointwise
+from . import Algorithm, Layer, Operator, Shape, Tensors
 
 
 @dataclass(frozen=True)
 class LohaOptions:
     use_tucker: Annotated[bool, Knob("On convolutions, split the kernel off into small tensors of "
                                      "their own.", label="Tucker decomposition")] = False
+
+
+MATRICES = ("w1_a", "w1_b", "w2_a", "w2_b")
 
 
 class Loha(Algorithm):
@@ -80,23 +84,20 @@ class Loha(Algorithm):
 
     def cost(self, layer: Layer) -> Cost:
         """Without dW: its two factors of rank r^2 (rows of the Khatri-Rao product), as LoRA's. They
-        are made twice, and their gradients brought to what they are made from."""
+        are made first, and their gradients brought to what they are made from."""
         r = self.dim
         if self.options.use_tucker and layer.is_spatial:
             return Cost(None, 0.0)
         rows = r * r * (layer.out + layer.fan_in)
-        return Cost(3.0 * rows, 8.0 * r * layer.out * layer.fan_in, once=6 * TOUCH * rows,
-                    kept=r * r, made=rows if layer.kernel else 0.0)
+        return Cost(3.0 * rows, 8.0 * r * layer.out * layer.fan_in, once=3 * TOUCH * rows,
+                    kept=r * r, made=rows)
 
     def joined(self, p: Tensors, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None,
                factor: float) -> Tensor:
-        return _KhatriRao.apply(x, weight, bias, p["w1_a"], p["w1_b"], p["w2_a"], p["w2_b"], factor)
+        return _KhatriRao.apply(x, weight, bias, factor, *(p[name] for name in MATRICES))
 
-    def onto(self, p: Tensors, layer: Layer, weight: Tensor, factor: float) -> Tensor | None:
-        if "t1" in p:
-            return None
-        return _Hadamard.apply(weight.flatten(1), p["w1_a"], p["w1_b"], p["w2_a"], p["w2_b"],
-                               factor).view(layer.shape)
+    def change(self, p: Tensors) -> tuple[type[Change], Sequence[Tensor]] | None:
+        return None if "t1" in p else (_Hadamard, [p[name] for name in MATRICES])
 
     def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
               y: Tensor | None) -> Tensor:
@@ -136,44 +137,43 @@ def _rows(p: Tensors) -> tuple[Tensor, Tensor]:
     return up, (p["w1_b"][:, None, :] * p["w2_b"][None, :, :]).reshape(square, -1)
 
 
-class _Hadamard(torch.autograd.Function):
+class _Hadamard(Change):
     """W + factor (a1 b1) * (a2 b2)."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor,
-                factor: float) -> Tensor:
+    def build(weight: Tensor, factor: float, parts: Sequence[Tensor],
+              keep: bool) -> tuple[Tensor, Sequence[Tensor]]:
+        a1, b1, a2, b2 = parts
         one, two = a1 @ b1, a2 @ b2
-        ctx.factor = factor
-        ctx.save_for_backward(a1, b1, a2, b2, one, two)
-        return torch.addcmul(weight, one, two, value=factor)
+        if keep:
+            return torch.addcmul(weight, one, two, value=factor), (one, two)
+        return torch.addcmul(weight, one, two, value=factor, out=one), ()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        a1, b1, a2, b2, one, two = ctx.saved_tensors
+    def slopes(grad: Tensor, factor: float, parts: Sequence[Tensor],
+               kept: Sequence[Tensor]) -> Sequence[Tensor]:
+        (a1, b1, a2, b2), (one, two) = parts, kept
         slope = grad * two
-        first = ((slope @ b1.t()).mul_(ctx.factor), (a1.t() @ slope).mul_(ctx.factor))
+        first = ((slope @ b1.t()).mul_(factor), (a1.t() @ slope).mul_(factor))
         torch.mul(grad, one, out=slope)
-        second = ((slope @ b2.t()).mul_(ctx.factor), (a2.t() @ slope).mul_(ctx.factor))
-        return grad if ctx.needs_input_grad[0] else None, *first, *second, None
+        return (*first, (slope @ b2.t()).mul_(factor), (a2.t() @ slope).mul_(factor))
 
 
 class _KhatriRao(torch.autograd.Function):
-    """x W^T + b + factor x down^T up^T over rows, of up and down as `_rows` makes them: again in
-    the backward pass."""
+    """x W^T + b + factor x down^T up^T over rows, of up and down as `_rows` makes them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a1: Tensor, b1: Tensor,
-                a2: Tensor, b2: Tensor, factor: float) -> Tensor:
-        up, down = _rows({"w1_a": a1, "w1_b": b1, "w2_a": a2, "w2_b": b2})
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, factor: float,
+                *matrices: Tensor) -> Tensor:
+        up, down = _rows(dict(zip(MATRICES, matrices, strict=True)))
         hidden = x @ down.t()
         ctx.factor = factor
-        ctx.save_for_backward(x, weight, a1, b1, a2, b2, hidden)
+        ctx.save_for_backward(x, weight, hidden, up, down, *matrices)
         return F.linear(x, weight, bias).addmm_(hidden, up.t(), alpha=factor)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a1, b1, a2, b2, hidden = ctx.saved_tensors
-        up, down = _rows({"w1_a": a1, "w1_b": b1, "w2_a": a2, "w2_b": b2})
+        x, weight, hidden, up, down, a1, b1, a2, b2 = ctx.saved_tensors
         slope = (grad @ up).mul_(ctx.factor)
         gx, gw, gb = linear_slopes(ctx.needs_input_grad, grad, x, weight)
         if gx is not None:
@@ -181,8 +181,8 @@ class _KhatriRao(torch.autograd.Function):
         r = b1.shape[0]
         ups = (grad.t() @ hidden).mul_(ctx.factor).view(-1, r, r)
         downs = (slope.t() @ x).view(r, r, -1)
-        return (gx, gw, gb, (ups * a2[:, None]).sum(2), (downs * b2).sum(1),
-                (ups * a1[:, :, None]).sum(1), (downs * b1[:, None]).sum(0), None)
+        return (gx, gw, gb, None, (ups * a2[:, None]).sum(2), (downs * b2).sum(1),
+                (ups * a1[:, :, None]).sum(1), (downs * b1[:, None]).sum(0))
 
 
 def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:

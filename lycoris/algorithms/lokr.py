@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..effort import TOUCH, Cost
 from ..guideline import Guide, column
 from ..knobs import Knob
-from ..products import added, channelwise, linear_slopes, pointwise
-from . import TOUCH, Algorithm, Cost, Layer, Operator, Shape, Tensors, elements, factorization
+from ..products import Change, added, channelwise, linear_slopes, pointwise
+from . import Algorithm, Layer, Operator, Shape, Tensors, elements, factorization
 
 
 @dataclass(frozen=True)
@@ -179,13 +180,12 @@ class Lokr(Algorithm):
 
     def joined(self, p: Tensors, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None,
                factor: float) -> Tensor:
-        return _Blocks.apply(x, weight, bias, _small(p), p.get("w2_b"), p.get("w2", p.get("w2_a")),
-                             factor)
+        last = p["w2"] if "w2" in p else p["w2_a"]
+        return _Blocks.apply(x, weight, bias, factor, _small(p), p.get("w2_b"), last)
 
-    def onto(self, p: Tensors, layer: Layer, weight: Tensor, factor: float) -> Tensor:
+    def change(self, p: Tensors) -> tuple[type[Change], Sequence[Tensor]]:
         w2 = _large(p)
-        return _Kronecker.apply(weight.flatten(1), _small(p), w2.reshape(w2.shape[0], -1),
-                                factor).view(layer.shape)
+        return _Kronecker, (_small(p), w2.reshape(w2.shape[0], -1))
 
     def aside(self, p: Tensors, x: Tensor, layer: Layer, op: Operator, factor: float,
               y: Tensor | None) -> Tensor:
@@ -252,25 +252,25 @@ def _mixed(w1: Tensor, hidden: Tensor) -> Tensor:
     return torch.bmm(w1.expand(hidden.shape[0], *w1.shape), hidden)
 
 
-class _Kronecker(torch.autograd.Function):
+class _Kronecker(Change):
     """W + factor kron(w1, w2)."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, w1: Tensor, w2: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        ctx.save_for_backward(w1, w2)
+    def build(weight: Tensor, factor: float, parts: Sequence[Tensor],
+              keep: bool) -> tuple[Tensor, Sequence[Tensor]]:
+        w1, w2 = parts
         blocks = weight.view(w1.shape[0], w2.shape[0], w1.shape[1], w2.shape[1])
         return torch.addcmul(blocks, w1[:, None, :, None], w2[None, :, None, :],
-                             value=factor).view(weight.shape)
+                             value=factor).view(weight.shape), ()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        w1, w2 = ctx.saved_tensors
+    def slopes(grad: Tensor, factor: float, parts: Sequence[Tensor],
+               kept: Sequence[Tensor]) -> Sequence[Tensor]:
+        w1, w2 = parts
         blocks = grad.reshape(w1.shape[0], w2.shape[0], w1.shape[1], w2.shape[1])
         pairs = blocks.transpose(1, 2).reshape(w1.numel(), w2.numel())
-        return (grad if ctx.needs_input_grad[0] else None,
-                (pairs @ w2.reshape(-1)).view(w1.shape).mul_(ctx.factor),
-                (w1.reshape(-1) @ pairs).view(w2.shape).mul_(ctx.factor), None)
+        return ((pairs @ w2.reshape(-1)).view(w1.shape).mul_(factor),
+                (w1.reshape(-1) @ pairs).view(w2.shape).mul_(factor))
 
 
 class _Blocks(torch.autograd.Function):
@@ -278,8 +278,9 @@ class _Blocks(torch.autograd.Function):
     is one (w2_b), then w1, then `last`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, w1: Tensor,
-                first: Tensor | None, last: Tensor, factor: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, factor: float,
+                *parts: Tensor | None) -> Tensor:
+        w1, first, last = parts
         blocks = x.reshape(x.shape[0], w1.shape[1], -1)
         mixed = _mixed(w1, blocks if first is None else blocks @ first.t())
         ctx.factor = factor
@@ -306,7 +307,7 @@ class _Blocks(torch.autograd.Function):
                 gx.view(-1, first.shape[1]).addmm_(rest, first)
         gw1 = torch.bmm(slope, met.mT).sum(0)
         glast = (rows.t() @ mixed.flatten(0, 1)).mul_(ctx.factor)
-        return gx, gw, gb, gw1, gfirst, glast, None
+        return gx, gw, gb, None, gw1, gfirst, glast
 
 
 def _factor(found: Mapping[str, Shape]) -> int:
