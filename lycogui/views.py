@@ -211,6 +211,7 @@ def _run(workspace: Workspace, run: RunFolder) -> dict[str, Any]:
         "pace": sum(pace) / len(pace) if pace else None,
         "left": seconds_left(history), "seconds": sum(s.sec for s in history.steps),
         "memory": last.memory if last else None,
+        "measured": asdict(history.measured) if history.measured else None,
         "norms": {"capped": last.capped, "mean": last.norm_mean, "most": last.norm_max}
         if last and last.norm_mean is not None else None,
         "stage": asdict(history.stage) if history.stage else None,

@@ -60,7 +60,8 @@ lyco.parts.monitor = ({element, trigger}) => {
     else if (run.step || run.state === "running") facts.push(h("span", {}, `step ${lyco.count(run.step)} of ${lyco.count(run.total)}`));
     if (run.pace) facts.push(h("span", {}, run.pace < 1 ? `${(1 / run.pace).toFixed(1)} steps/s` : `${run.pace.toFixed(1)} s/step`));
     if (run.loss_avg !== null) facts.push(h("span", {}, `loss ${run.loss_avg.toFixed(4)}`));
-    if (run.memory) facts.push(h("span", {}, `${lyco.gib(run.memory)} memory`));
+    if (run.measured) facts.push(h("span", {title: "The highest memory as it was predicted, and as it was; the next prediction knows"}, `${lyco.memory(run.measured.predicted)} of memory predicted, ${lyco.memory(run.measured.memory)} measured`));
+    else if (run.memory) facts.push(h("span", {}, `${lyco.memory(run.memory)} memory`));
     if (run.norms) facts.push(h("span", {title: "Frobenius norms of the layers' scaled changes; max norm shrinks the longest"},
       `norms ${run.norms.mean.toPrecision(2)} mean, ${run.norms.most.toPrecision(2)} most, ${run.norms.capped} layers shrunk`));
     facts.push(run.state === "running" ? run.left !== null && h("span", {}, `${lyco.time(run.left)} left`) : run.seconds ? h("span", {}, `${lyco.time(run.seconds)} of training`) : null);
