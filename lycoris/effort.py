@@ -32,3 +32,11 @@ class Cost:
     made: float = 0.0
     keeps_input: bool = True
     keeps_output: bool = False
+
+
+def folds(out: int, fan_in: int, rank: int, tokens: int) -> bool:
+    """Is it less work to add two thin factors to W in both passes than to add what they make of x
+    to the output, and its like to the gradient of x, at so many positions? Not in half precision,
+    where a small change of W is lost in its steps."""
+    made = 2 * out * fan_in * (rank + TOUCH / 2)
+    return made < tokens * (out + fan_in) * (rank + TOUCH / 6)

@@ -64,25 +64,32 @@ def channelwise(weight: Tensor, x: Tensor) -> Tensor:
 
 
 class Thin(torch.autograd.Function):
-    """x W^T + b + factor x down^T up^T over rows: the thin products are added where the large ones
-    have been written, forward and backward."""
+    """x W^T + b + factor x down^T up^T over rows. The thin products are added where the large ones
+    have been written, forward and backward; with `fold` they are added to W, in each pass again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, down: Tensor,
-                factor: float) -> Tensor:
-        hidden = x @ down.t()
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, factor: float, fold: bool,
+                *factors: Tensor) -> Tensor:
+        up, down = factors
         ctx.factor = factor
+        if fold:
+            ctx.save_for_backward(x, weight, up, down, None)
+            return F.linear(x, torch.addmm(weight, up, down, alpha=factor), bias)
+        hidden = x @ down.t()
         ctx.save_for_backward(x, weight, up, down, hidden)
         return F.linear(x, weight, bias).addmm_(hidden, up.t(), alpha=factor)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, up, down, hidden = ctx.saved_tensors
-        slope = (grad @ up).mul_(ctx.factor)
+        slope, fold = (grad @ up).mul_(ctx.factor), hidden is None
+        if fold:
+            hidden = x @ down.t()
+            weight = torch.addmm(weight, up, down, alpha=ctx.factor)
         gx, gw, gb = linear_slopes(ctx.needs_input_grad, grad, x, weight)
-        if gx is not None:
+        if gx is not None and not fold:
             gx.addmm_(slope, down)
-        return gx, gw, gb, (grad.t() @ hidden).mul_(ctx.factor), slope.t() @ x, None
+        return gx, gw, gb, None, None, (grad.t() @ hidden).mul_(ctx.factor), slope.t() @ x
 
 
 def linear_slopes(wanted: Sequence[bool], grad: Tensor, x: Tensor,

@@ -190,27 +190,25 @@ class Slot:
             y = self._base(fed)
             return self._cast(adapter, y.clone() if bias is None else y - bias.to(y.dtype))
 
-        inner = Inner(base, self._op, bias, self._anew(adapter, x))
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(
             x.device.type) else x.dtype
+        weight = self._anew(adapter, x)
+        inner = Inner(base, self._op, bias, weight)
         if LENGTHS in p:
             y = inner.finished(self._stretched(x, adapter, p, base), adapter.layer)
         else:
-            y = adapter.algorithm.through(p, self._cast(adapter, x), adapter.layer, inner,
-                                          adapter.factor())
+            fed = self._cast(adapter, x) if weight is None else x.to(dtype)
+            y = adapter.algorithm.through(p, fed, adapter.layer, inner, adapter.factor())
         return y.to(dtype)
 
     def _anew(self, adapter: Adapter, x: Tensor) -> Tensor | None:
-        """W in the dtype of the computation where W' is to be made from it in each pass."""
+        """W where W' is to be made from it in each pass."""
         weight = self.module.weight
-        if not self.plain or weight.requires_grad or not (
+        if not self.plain or weight.requires_grad or self._dtype(adapter, x) is None or not (
                 self.is_pointwise or isinstance(self.module, nn.Linear)):
             return None
-        dtype = self._dtype(adapter, x)
-        if dtype is None or not adapter.choice(self._positions(x),
-                                               torch.is_grad_enabled()).goes_anew:
-            return None
-        return weight.to(dtype)
+        choice = adapter.choice(self._positions(x), torch.is_grad_enabled())
+        return weight if choice.goes_anew else None
 
     def _stretched(self, x: Tensor, adapter: Adapter, p: Tensors,
                    base: Callable[[Tensor], Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from lycoris.adapter import Adapter
 from lycoris.adapterfile import AdapterFile, match
 from lycoris.algorithms import Cost, Layer
 from lycoris.assignments import Assignment, Extras
+from lycoris.effort import folds
 from lycoris.errors import AdapterError
 from lycoris.network import LycorisNetwork
 
@@ -118,12 +119,39 @@ def test_a_weight_made_anew_agrees(kind: str, autocast: bool,
         assert (one - two).norm() <= (2e-2 if autocast else 1e-5) * two.norm()
 
 
+@pytest.mark.parametrize("algo", ["lora", "dylora", "svdiff"])
+def test_thin_factors_folded_into_the_weight_agree(algo: str,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    assert folds(160, 160, 16, 2048) and not folds(640, 640, 16, 128)
+    torch.manual_seed(0)
+    root = nn.Sequential(nn.Linear(12, 20)).requires_grad_(False)
+    network = network_on(root, algo).apply_to()
+    monkeypatch.setattr(Adapter, "goes_aside", lambda *_: True)
+    x, found = torch.randn(3, 7, 12, requires_grad=True), []
+    for fold in (True, False):
+        monkeypatch.setattr(algorithms, "folds", lambda *_, fold=fold: fold)
+        network.zero_grad()
+        x.grad = None
+        torch.manual_seed(5)  # DyLoRA draws a rank
+        y = root(x)
+        y.square().sum().backward()
+        found.append([y.detach(), x.grad, *(p.grad.clone() for p in network.parameters()
+                                            if p.requires_grad)])
+    network.restore()
+    for one, two in zip(*found, strict=True):
+        assert torch.allclose(one, two, atol=1e-4, rtol=1e-4)
+
+
 def test_the_cheaper_way_is_taken_and_says_why() -> None:
     layer = Layer("q", "linear", (320, 320))
     thin = paths.choose(layer, Cost(3 * 4 * 640.0, 4 * 4 * 320 * 320.0), 8192, True)
     assert thin.goes_aside and thin.why.startswith("applies the factors")
     thick = paths.choose(layer, Cost(3 * 300 * 640.0, 4 * 300 * 320 * 320.0), 8192, True)
     assert not thick.goes_aside and thick.why.startswith("builds dW")
+    anew = paths.choose(layer, Cost(3e4, 1e7, anew=(1e4, 1e6)), 8192, True)
+    assert anew.goes_aside and anew.goes_anew and anew.why.startswith("makes W' anew")
+    few = paths.choose(layer, Cost(3e4, 1e7, anew=(1e4, 1e6)), 8, True)
+    assert few.goes_aside and not few.goes_anew and few.why.startswith("applies the factors")
     only = paths.choose(layer, Cost(None, 0.0), 8192, True)
     assert not only.goes_aside and "the only way" in only.why
 

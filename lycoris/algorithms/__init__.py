@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import knobs
-from ..effort import Cost
+from ..effort import Cost, folds
 from ..errors import ConfigError
 from ..guideline import Guide
 from ..products import Change, Thin, rank_mask
@@ -78,7 +78,7 @@ class NoOptions:
 class Inner:
     """The wrapped layer: `base(x)` is W x without the bias, `op(x, weight)` its own operator.
 
-    `weight` is W itself, in the dtype that is computed in, where making W' anew is the way to go.
+    `weight` is W itself where making W' anew is the way to go; x is then in the dtype of W' x.
     """
 
     base: Callable[[Tensor], Tensor]
@@ -256,7 +256,10 @@ class Algorithm:
         """x (N, i) W^T + b + factor * x dW^T of a linear layer as one operation, for training; None
         where there is none."""
         found = self.factors(p, layer, weight)
-        return None if found is None else Thin.apply(x, weight, bias, *found, factor)
+        if found is None:
+            return None
+        fold = x.dtype == torch.float32 and folds(*weight.shape, len(found[1]), len(x))
+        return Thin.apply(x, weight, bias, factor, fold, *found)
 
     def change(self, p: Tensors) -> tuple[type[Change], Sequence[Tensor]] | None:
         """How W + dW is made of which matrices without autograd; None where there is no such."""

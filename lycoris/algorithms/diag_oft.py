@@ -116,8 +116,7 @@ class DiagOft(Algorithm):
     def through(self, p: Tensors, x: Tensor, layer: Layer, inner: Inner, factor: float) -> Tensor:
         pure = factor == 1.0 and "rescale" not in p and not torch.compiler.is_compiling()
         if pure and inner.weight is not None:
-            return _Anew.apply(x.to(inner.weight.dtype), inner.weight, self.free(p, layer),
-                               inner.bias)
+            return _Anew.apply(x, inner.weight, self.free(p, layer), inner.bias)
         y = inner.base(x)
         if pure:  # a rotation can be undone: its output is all that is kept
             return _Turns.apply(y, self.free(p, layer), inner.bias, type(self),
@@ -261,8 +260,8 @@ class _Anew(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, free: Tensor,
                 bias: Tensor | None) -> Tensor:
         rotations = cayley(free)
-        made, linear = _turned_weight(weight, rotations), weight.ndim == 2
-        bias = None if bias is None else bias.to(weight.dtype)
+        made, linear = _turned_weight(weight, rotations, x.dtype), weight.ndim == 2
+        bias = None if bias is None else bias.to(x.dtype)
         if linear:
             y = F.linear(x, made, bias)
         else:
@@ -278,7 +277,7 @@ class _Anew(torch.autograd.Function):
         weight, rotations, bias, y = ctx.saved_tensors
         linear, gx, shape = weight.ndim == 2, None, rotations.shape[1:3]
         if ctx.needs_input_grad[0]:
-            made = _turned_weight(weight, rotations)
+            made = _turned_weight(weight, rotations, grad.dtype)
             gx = grad @ made if linear else channelwise(
                 made.t(), grad.flatten(2)).unflatten(2, grad.shape[2:])
         after, slope = (outputs_first(t, linear) for t in (y, grad))
@@ -288,10 +287,11 @@ class _Anew(torch.autograd.Function):
         return gx, None, _slopes(_products(slope, after, pair)[None], rotations), gb
 
 
-def _turned_weight(weight: Tensor, rotations: Tensor) -> Tensor:
-    """(o, i) R W of one stage."""
-    blocks = weight.flatten(1).unflatten(0, rotations.shape[1:3])
-    return torch.bmm(rotations[0].to(weight.dtype), blocks).flatten(0, 1)
+def _turned_weight(weight: Tensor, rotations: Tensor, dtype: torch.dtype) -> Tensor:
+    """(o, i) R W of one stage, made in the precision of R."""
+    blocks = weight.flatten(1).unflatten(0, rotations.shape[1:3]).to(rotations.dtype)
+    with torch.autocast(weight.device.type, enabled=False):
+        return torch.bmm(rotations[0], blocks).flatten(0, 1).to(dtype)
 
 
 def _times(rotation: Tensor, blocks: Tensor) -> Tensor:
