@@ -114,6 +114,11 @@ class Adapter(nn.Module):
             self.p[self.algorithm.whole].sub_(self.origin)
             self.origin = None
 
+    @property
+    def holds_all(self) -> bool:
+        """Is the layer's weight one of its own tensors, at the strength it is used with?"""
+        return self.origin is not None and self.multiplier == 1.0
+
     def _apart(self, p: Tensors) -> Tensors:
         """The tensors with dW where they hold W + dW."""
         if self.origin is None:

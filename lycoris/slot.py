@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from . import quantised
 from .adapter import LENGTHS, Adapter
-from .algorithms import Inner, Tensors
+from .algorithms import Algorithm, Inner, Tensors
 from .products import Folded, channelwise, linear_slopes
 
 SLOT = "lycoris_slot"
@@ -145,6 +145,8 @@ class Slot:
         if (dtype is None or algorithm.timed or adapter.scalar is not None
                 or torch.compiler.is_compiling()):
             return None
+        if dense and type(algorithm).change is Algorithm.change:
+            return None
         p, y = adapter.seen(), None
         bias = None if module.bias is None else module.bias.to(dtype)
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
@@ -236,8 +238,9 @@ class Slot:
             assert weight is not None
             return weight.to(dtype), None if bias is None else bias.to(dtype)
 
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.applied(x.to(dtype), *build(seen))
+        own = len(adapters) == 1 and adapters[0].holds_all and dtype == adapters[0].dtype
+        if own or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.applied(x.to(dtype), *build(seen))  # nothing is made, or kept
         named = [list(p) for p in seen]
         flat = [tensor for p in seen for tensor in p.values()]
 

@@ -72,7 +72,12 @@ class Ia3(Algorithm):
     def through(self, p: Tensors, x: Tensor, layer: Layer, inner: Inner, factor: float) -> Tensor:
         if self.options.train_on_input:
             return inner.finished(inner.base(_scaled(p["weight"], x, layer, factor)), layer)
-        return inner.finished(_scaled(p["weight"], inner.base(x), layer, factor), layer)
+        y = inner.base(x)
+        if inner.bias is None or torch.compiler.is_compiling():
+            return inner.finished(_scaled(p["weight"], y, layer, factor), layer)
+        sides = (-1, *(1 for _ in layer.kernel))
+        lengths = (1 + factor * p["weight"].reshape(sides)).to(y.dtype)
+        return _Stretched.apply(y, lengths, inner.bias.view(sides))
 
     @classmethod
     def read(cls, found: Mapping[str, Shape]) -> tuple[int, Any] | None:
@@ -90,3 +95,19 @@ def _scaled(w: Tensor, x: Tensor, layer: Layer, factor: float) -> Tensor:
     """x * (1 + factor w) over the channels: the last axis, or a convolution's axis 1."""
     sides = (-1, *(1 for _ in layer.kernel))
     return x * (1 + factor * w.reshape(sides))
+
+
+class _Stretched(torch.autograd.Function):
+    """y * lengths + bias, with nothing of y's size but the result."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, lengths: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(y, lengths, bias)
+        return torch.addcmul(bias.to(y.dtype), y, lengths)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y, lengths, bias = ctx.saved_tensors
+        return (grad * lengths if ctx.needs_input_grad[0] else None,
+                (grad * y).sum_to_size(lengths.shape),
+                grad.sum_to_size(bias.shape) if ctx.needs_input_grad[2] else None)
