@@ -179,7 +179,8 @@ def test_results_fit_and_can_be_read(app: App, browser: Any, width: int, dark: b
     for name in ("Inspect", "Resize", "Convert", "Merge", "Extract"):
         tool(page, name)
         page.wait_for_timeout(700)
-        page.evaluate("document.querySelectorAll('.tools-root details').forEach(d => d.open = true)")
+        page.evaluate(
+            "document.querySelectorAll('.tools-root details').forEach(d => d.open = true)")
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= width, f"{name} is {wide} px wide"
         assert page.evaluate(CONTRAST) == [], name
