@@ -16,7 +16,6 @@ from torch import Tensor
 
 from . import __version__, config, tensorfile
 from .config import Config
-from .data import captions
 from .data.folder import Dataset
 from .errors import ConfigError
 from .families import Family
