@@ -7,22 +7,22 @@ modes and PEFT, against the floor: the same model with frozen weights, forward a
 the latents. Each contender is a process of its own (step_worker.py: lycoris-lora has a top-level
 package of our name) that holds its model and waits; the rounds go through the contenders in turn,
 forwards and backwards, one step at a time, so a machine that slows down slows all of them. A ratio
-is the median over rounds of a step's seconds over the floor's in the same round. Memory is exact;
-step_worker.py says how.
+is the median over rounds of a step's seconds over the floor's in the same round.
 
 The model is SD1.5's UNet, structure and text width as released, every channel count halved, on 32 x
-32 latents, batch 2. So linears see 2,048 to 32 positions of 160 to 640 channels (attention 1,024
-tokens long at the top, text 77), in the proportions of SD1.5, and a frozen step takes 1 to 3 s on
-two cores. It is the harder test for adapters: at dim 16 the thin matrices are twice as thick beside
-the layer, and a rebuilt dW is spread over fewer positions than at 64 x 64. --full takes the true
-widths and 64 x 64 latents, for a GPU (or, with --latents 32, a patient CPU).
+32 latents, batch 2: linears see 2,048 to 32 positions of 160 to 640 channels, in the proportions of
+SD1.5. It is the harder test for adapters: at dim 16 the thin matrices are twice as thick beside the
+layer, and a rebuilt dW is spread over fewer positions than at 64 x 64. --full takes the true widths
+and 64 x 64 latents, for a GPU (or, with --latents 32, a patient CPU).
 
 All adapt the 192 linear and 1x1 layers of the transformers (preset attn-mlp), dim 16, alpha 8, with
 torch's fused AdamW on what is trained. A peer is found in --peers, made with
 
     pip install --target .venv-peers --no-deps lycoris-lora==4.1.3 einops toml peft
 
-and left out, in words, where it is not there.
+and left out, in words, where it is not there; so is an algorithm for whose contenders, which hold
+their models at once, the memory is too small. In pieces: --only boft --json b.json, then, for one
+table, --join a.json b.json.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,10 +124,15 @@ class Result:
         return f"{self.ratio:.2f}, {self.memory / MIB:+,.0f}"
 
 
+class WorkerEnded(Exception):
+    """Says whose process ended."""
+
+
 class Worker:
-    """A contender's process; `ask` waits for its answer."""
+    """A contender's process; `ask` waits for its answer. Raises WorkerEnded."""
 
     def __init__(self, kind: str, options: argparse.Namespace):
+        self.kind = kind
         source = {OURS: str(HERE.parent), **dict.fromkeys(PEERS, str(options.peers))}.get(kind, "")
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # who waits must not spin
         self.process = subprocess.Popen(
@@ -139,11 +145,12 @@ class Worker:
 
     def ask(self, do: str, **more: Any) -> dict[str, Any]:
         """The answer, with `error` where the command failed."""
-        self._send({"do": do, **more})
+        with suppress(BrokenPipeError):
+            self._send({"do": do, **more})
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"A worker ended by itself ({self.process.wait()}); --verbose shows "
-                             "what it said.")
+            raise WorkerEnded(f"{self.kind}'s process ended by itself ({self.process.wait()}; -9: "
+                              "the memory was full); --verbose shows what it said")
         return json.loads(line)
 
     def _send(self, message: Mapping[str, Any]) -> None:
@@ -151,7 +158,8 @@ class Worker:
         self.process.stdin.flush()
 
     def close(self) -> None:
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
 
@@ -186,14 +194,11 @@ def measure(case: Case, workers: Mapping[str, Worker], options: argparse.Namespa
             if "error" in answered:
                 raise SystemExit(f"{case.name}, {result.entry.name}: {answered['error']}")
             result.seconds.append(answered["seconds"])
-    floor = results[0]
+    floor, base = results[0], results[0].memory
     for result in running:
         result.over = [a / b for a, b in zip(result.seconds, floor.seconds, strict=True)]
-    base = floor.memory
     for result in results:
         result.memory -= base
-    for kind in workers.keys() - set(FIXED):
-        workers[kind].ask("drop")
     return results
 
 
@@ -204,15 +209,18 @@ def _build(entry: Entry, worker: Worker) -> Result:
     return Result(entry, answered["layers"], answered["trained"], answered["memory"])
 
 
+def row(*texts: str) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
 def cells(case: Case, results: Sequence[Result]) -> str:
     """One row: each contender's time ratio and MiB over the floor, its fastest mode first."""
     shown = [case.name]
     for kind in (NATIVE, OURS, *PEERS):
         modes = sorted(_working(results, kind), key=lambda result: result.ratio)
-        first = [f"{result.text} {result.entry.mode}".strip() for result in modes]
-        text = "; ".join(first) or "–"
+        text = "; ".join(f"{mode.text} {mode.entry.mode}".strip() for mode in modes) or "–"
         shown.append(f"**{text}**" if kind == OURS and modes else text)
-    return f"| {' | '.join(shown)} |"
+    return row(*shown)
 
 
 def _working(results: Sequence[Result], *kinds: str) -> list[Result]:
@@ -226,8 +234,8 @@ def goals(case: Case, results: Sequence[Result], cpu: bool) -> Iterator[str]:
         return
     own = found[0]
     if case.limit and cpu:
-        yield _row(case, f"time <= {case.limit:.2f}", f"{own.ratio:.2f}",
-                   "reached" if own.ratio <= case.limit else "**not reached**")
+        yield row(case.name, f"time <= {case.limit:.2f}", f"{own.ratio:.2f}",
+                  "reached" if own.ratio <= case.limit else "**not reached**")
     kinds = PEERS[:1] if case.unequal else PEERS
     peers = _working(results, *kinds)
     if not peers:
@@ -236,16 +244,12 @@ def goals(case: Case, results: Sequence[Result], cpu: bool) -> Iterator[str]:
     low, middle, high = statistics.quantiles(
         [a / b for a, b in zip(own.seconds, fastest.seconds, strict=True)], n=4)
     verdict = "reached" if middle <= 1 else "level" if low <= 1 <= high else "**not reached**"
-    yield _row(case, f"time <= fastest peer ({fastest.entry.name} {fastest.ratio:.2f})",
-               f"{middle:.2f} of it ({low:.2f} to {high:.2f})", verdict)
+    yield row(case.name, f"time <= fastest peer ({fastest.entry.name} {fastest.ratio:.2f})",
+              f"{middle:.2f} of it ({low:.2f} to {high:.2f})", verdict)
     leanest = min(peers, key=lambda result: result.memory)
-    yield _row(case, f"memory <= leanest peer ({leanest.entry.name} {leanest.memory / MIB:+,.0f})",
-               f"{own.memory / MIB:+,.0f} MiB",
-               "reached" if own.memory <= leanest.memory else "**not reached**")
-
-
-def _row(case: Case, *texts: str) -> str:
-    return f"| {' | '.join((case.name, *texts))} |"
+    yield row(case.name, f"memory <= leanest peer ({leanest.entry.name} "
+              f"{leanest.memory / MIB:+,.0f})", f"{own.memory / MIB:+,.0f} MiB",
+              "reached" if own.memory <= leanest.memory else "**not reached**")
 
 
 def remarks(case: Case, results: Sequence[Result]) -> Iterator[str]:
@@ -262,10 +266,11 @@ def remarks(case: Case, results: Sequence[Result]) -> Iterator[str]:
 
 def report(found: Mapping[str, list[Result]], options: argparse.Namespace) -> str:
     rows = [cells(CASES[name], results) for name, results in found.items()]
-    goal_rows = [row for name, results in found.items()
-                 for row in goals(CASES[name], results, options.device == "cpu")]
+    goal_rows = [each for name, results in found.items()
+                 for each in goals(CASES[name], results, options.device == "cpu")]
     said = [f"* {text}" for name, results in found.items()
             for text in remarks(CASES[name], results)]
+    said += [f"* {name}: not measured. {why}." for name, why in options.lost.items()]
     said += [f"* {kind} is not installed in {options.peers}." for kind in options.missing]
     floor = [s for results in found.values() for s in results[0].seconds]
     size = options.latents
@@ -307,6 +312,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, default=HERE.parent / ".venv-peers",
                         help="folder made by pip install --target")
     parser.add_argument("--json", type=Path, help="also write every figure here")
+    parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", default=(),
+                        help="measure nothing: one table of what runs wrote with --json")
     parser.add_argument("--profile", metavar="ALGORITHM", choices=CASES,
                         help="print torch.profiler's table of one step of ours, nothing else")
     parser.add_argument("--verbose", action="store_true", help="show the workers' own output")
@@ -323,12 +330,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     options.steps = options.steps or (1 if options.device == "cpu" else 10)
     options.latents = options.latents or (64 if options.full else 32)
     options.widths = (320, 640, 1280, 1280) if options.full else (160, 320, 640, 640)
-    options.missing = [kind for kind in PEERS if not installed(kind, options.peers)]
+    options.lost = {}
+    options.missing = [kind for kind in PEERS if not any(
+        options.peers.glob(f"{kind.replace('-', '_')}-*.dist-info"))]
     return options
-
-
-def installed(kind: str, folder: Path) -> bool:
-    return any(folder.glob(f"{kind.replace('-', '_')}-*.dist-info"))
 
 
 def main() -> None:
@@ -340,20 +345,55 @@ def main() -> None:
         print(built.problem or worker.ask("profile", name=entry.name)["table"])
         worker.close()
         return
-    present = [kind for kind in (*FIXED, OURS, *PEERS) if kind not in options.missing]
-    workers = {kind: Worker(kind, options) for kind in present}
-    built: dict[str, Result] = {}
     found: dict[str, list[Result]] = {}
+    (joined if options.join else run)(options, found)
+    print(report(found, options))
+
+
+def run(options: argparse.Namespace, found: dict[str, list[Result]]) -> None:
+    """Fill in what is measured, algorithm by algorithm; --json has all that is done so far."""
+    workers = {kind: Worker(kind, options) for kind in (*FIXED, OURS, *PEERS)
+               if kind not in options.missing}
+    built: dict[str, Result] = {}
     try:
         for name in options.only.split(","):
-            found[name] = measure(CASES[name], workers, options, built)
-            print(cells(CASES[name], found[name]), file=sys.stderr, flush=True)
+            try:
+                found[name] = measure(CASES[name], workers, options, built)
+                print(cells(CASES[name], found[name]), file=sys.stderr, flush=True)
+            except WorkerEnded as ended:
+                options.lost[name] = str(ended)
+            renew(workers, options, built)
+            if options.json:
+                options.json.write_text(as_json(found, options), "utf-8")
     finally:
         for worker in workers.values():
             worker.close()
-    print(report(found, options))
-    if options.json:
-        options.json.write_text(as_json(found, options), "utf-8")
+
+
+def renew(workers: dict[str, Worker], options: argparse.Namespace,
+          built: dict[str, Result]) -> None:
+    """Workers with nothing left of the last algorithm, new ones for those that ended."""
+    for kind, worker in workers.items():
+        if worker.process.poll() is not None:
+            built.pop(kind, None)
+            workers[kind] = Worker(kind, options)
+        elif kind not in FIXED:
+            worker.ask("drop")
+
+
+def joined(options: argparse.Namespace, found: dict[str, list[Result]]) -> None:
+    """Fill in what earlier runs wrote with --json; the setup is the last one's."""
+    for file in options.join:
+        read = json.loads(file.read_text("utf-8"))
+        vars(options).update({name: value for name, value in read["setup"].items()
+                              if name not in ("join", "json", "lost")})
+        options.lost |= read["setup"]["lost"]
+        for name, rows in read["results"].items():
+            found[name] = [Result(
+                Entry(row["contender"], row["mode"], {}), row["layers"], row["trained"],
+                row["memory_over_floor"], seconds=row["seconds"], problem=row["problem"],
+                over=[a / b for a, b in zip(row["seconds"], rows[0]["seconds"], strict=False)])
+                for row in rows]
 
 
 if __name__ == "__main__":

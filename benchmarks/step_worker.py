@@ -24,10 +24,8 @@ import gc
 import json
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO
 
 import torch
@@ -159,21 +157,18 @@ def build(setup: Settings, kind: str, settings: Settings) -> tuple[Run, int]:
         gc.collect()
         with record_function(WARM):
             run.step()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "trace.json")
-        recorded.export_chrome_trace(str(file))
-        return run, highest(json.loads(file.read_text("utf-8"))["traceEvents"])
+    events = recorded.profiler.kineto_results.events()  # as JSON they would fill the memory
+    warm = next(e for e in events if e.name() == WARM)
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    return run, highest(changes, warm.start_ns(), warm.end_ns())
 
 
-def highest(events: list[Settings]) -> int:
-    """The highest running sum of the allocations that fall in the warm step."""
-    warm = next(e for e in events if e.get("name") == WARM)
-    changes = sorted((e["ts"], e["args"]["Ev Idx"], e["args"]["Bytes"]) for e in events
-                     if e.get("name") == "[memory]")
+def highest(changes: Iterable[tuple[int, int]], begin: int, end: int) -> int:
+    """The highest running sum of (when, bytes), in the order they came, from begin to end."""
     total = top = 0
-    for when, _, change in changes:
+    for when, change in changes:
         total += change
-        if warm["ts"] <= when <= warm["ts"] + warm["dur"]:
+        if begin <= when <= end:
             top = max(top, total)
     return top
 

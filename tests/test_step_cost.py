@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.step_cost import CASES, MIB, Entry, Result, cells, entries, goals, remarks
-from benchmarks.step_worker import WARM, highest
+from benchmarks.step_cost import (
+    CASES,
+    MIB,
+    Entry,
+    Result,
+    as_json,
+    cells,
+    entries,
+    goals,
+    joined,
+    parse,
+    remarks,
+    report,
+)
+from benchmarks.step_worker import highest
 
 
 def measured(kind: str, mode: str, over: list[float], mib: float) -> Result:
@@ -66,7 +81,22 @@ def test_a_missing_peer_has_no_entries() -> None:
 
 def test_memory_is_the_highest_sum_within_the_warm_step() -> None:
     changes = [(1, 100), (2, 900), (3, -900), (11, 50), (12, 30), (13, -60), (21, 5000)]
-    events = [{"name": "[memory]", "ts": when, "args": {"Ev Idx": when, "Bytes": size}}
-              for when, size in reversed(changes)]
-    events.append({"name": WARM, "ts": 10, "dur": 8})
-    assert highest(events) == 180
+    assert highest(changes, 10, 18) == 180
+
+
+def test_pieces_make_the_table_of_one_run(tmp_path: Path) -> None:
+    """Of two files, with what was lost in one of them."""
+    own = measured("ours", "", [1.1, 1.2, 1.3], 50)
+    whole = parse(["--rounds", "3"])
+    whole.lost["boft"] = "peft's process ended by itself (-9; a full memory)"
+    found = {"lora": [FLOOR, own, PEER], "dora": [FLOOR, own]}
+    files = []
+    for name, rows in found.items():
+        options = parse(["--rounds", "3"])
+        options.lost = dict(whole.lost) if name == "dora" else {}
+        files.append(tmp_path / name)
+        files[-1].write_text(as_json({name: rows}, options))
+    options, again = parse(["--join", *map(str, files)]), {}
+    joined(options, again)
+    assert report(again, options) == report(found, whole)
+    assert "boft: not measured" in report(again, options)

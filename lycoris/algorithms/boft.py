@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from . import Cost, Layer, Shape, Tensors
+from ..effort import TOUCH, Cost
+from . import Layer, Shape, Tensors
 from .diag_oft import DiagOft, limited, read_blocks
 
 
@@ -45,10 +46,13 @@ class Boft(DiagOft):
         return {"blocks": (stages, count, block, block)} | self._lengths(layer)
 
     def cost(self, layer: Layer) -> Cost:
+        """Besides its products every stage changes places, which takes longer than they do: of the
+        outputs and of two gradients in one way, of as many matrices like W in the other."""
         shapes = self.shapes(layer) if self.fixed is None else self.fixed
         stages, _, block, _ = shapes["blocks"]
-        return Cost(3.0 * stages * layer.out * block,
-                    3.0 * stages * layer.out * layer.fan_in * block,
+        turn = stages * layer.out
+        return Cost(turn * (3 * block + 8 * TOUCH),
+                    turn * layer.fan_in * (4 * block + 10 * TOUCH),
                     **self._held(layer, stages, block))
 
     def free(self, p: Tensors, layer: Layer) -> Tensor:
