@@ -29,6 +29,8 @@ class Row:
 
 
 FULL_STATE = 8.0  # two moments in fp32
+FUSED_ON = ("cpu", "cuda")
+FUSED_OR = {"fused", "foreach", "capturable", "differentiable"}
 SETTINGS = ("lr", "weight_decay")  # what the section [optimizer] says itself
 ROWS = {row.name: row for row in (
     Row("AdamW", "torch.optim:AdamW", 8, note="Two moments in fp32."),
@@ -57,8 +59,10 @@ def make(name: str, groups: Iterable[Mapping[str, Any]], weight_decay: float,
     """The optimiser over parameter groups (each with its own lr); ConfigError for its `args`."""
     kind = load(name)
     _check_names(name, args, kind)
+    groups = [{**group, "params": list(group["params"])} for group in groups]
+    fast = {"fused": True} if _takes_fused(kind, groups, args) else {}
     try:
-        return kind(list(groups), weight_decay=weight_decay, **args)
+        return kind(groups, weight_decay=weight_decay, **fast, **args)
     except (TypeError, ValueError, LookupError, RuntimeError) as error:
         listed = ", ".join(f"{key} = {value!r}" for key, value in args.items())
         raise ConfigError({"optimizer.args": f"{name} does not take {listed}: {error}"}) from error
@@ -78,6 +82,13 @@ def load(name: str) -> type[torch.optim.Optimizer]:
     except ImportError:
         raise MissingPackage(row.needs, f"Run: pip install {row.needs}, or choose AdamW.",
                              field="optimizer.name") from None
+
+
+def _takes_fused(kind: type, groups: Iterable[Mapping[str, Any]], args: Mapping[str, Any]) -> bool:
+    """Can a step be one operation over all tensors, and does nobody ask for another way?"""
+    if "fused" not in inspect.signature(kind).parameters or not FUSED_OR.isdisjoint(args):
+        return False
+    return all(tensor.device.type in FUSED_ON for group in groups for tensor in group["params"])
 
 
 def _check_names(name: str, args: Mapping[str, Any], kind: type) -> None:

@@ -577,6 +577,32 @@ def test_optimisers_from_their_rows() -> None:
         optimizers.load("AdaW")
 
 
+def test_one_operation_over_all_tensors_takes_the_same_steps() -> None:
+    """As one tensor after the other within rounding; to the bit as itself, also when resumed."""
+    def steps(args: dict, resumed: bool = False) -> tuple[list[torch.Tensor], bool]:
+        torch.manual_seed(0)
+        tensors = [torch.nn.Parameter(torch.randn(size)) for size in (3, 70, 4099)]
+        groups = [{"params": tensors, "lr": 1e-2, "base_lr": 1e-2}]
+        made = optimizers.make("AdamW", groups, 0.05, args)
+        for step in range(6):
+            if resumed and step == 3:
+                state = made.state_dict()
+                made = optimizers.make("AdamW", groups, 0.05, args)
+                made.load_state_dict(state)
+            for tensor in tensors:
+                tensor.grad = torch.randn_like(tensor)
+            made.step()
+        return [tensor.detach() for tensor in tensors], bool(made.param_groups[0]["fused"])
+
+    once, fused = steps({})
+    single, apart = steps({"foreach": False})
+    assert fused and not apart
+    for found in (steps({})[0], steps({}, resumed=True)[0]):
+        assert all(map(torch.equal, once, found))
+    assert all(torch.allclose(*pair, rtol=1e-5, atol=1e-6)
+               for pair in zip(once, single, strict=True))
+
+
 def test_arguments_of_the_optimiser_are_refused_with_the_names(settings: Settings) -> None:
     """Before a model is loaded, with all that is wrong in the settings."""
     with pytest.raises(ConfigError) as caught:
