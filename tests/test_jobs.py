@@ -16,7 +16,7 @@ import pytest
 
 from lycogui import jobs as jobs_module
 from lycogui.jobs import Jobs
-from lycogui.tabs import algorithm, compare, train
+from lycogui.tabs import compare, train
 from lycogui.workspace import Workspace
 from lycoris import plan, runs
 from lycoris.config import Config
@@ -104,7 +104,7 @@ def test_the_size_on_screen_is_the_files_to_the_byte(workspace: Workspace,
     """With the names a run gets by itself, and the folder as the page writes it."""
     for _ in range(2):
         run = settings("output.name=", "train.steps=2")
-        said = algorithm.card(workspace.plan(run))["bytes"]
+        said = costs.card(workspace, workspace.plan(run), costs.Asked())["bytes"]
         name = workspace.enqueue(plan.with_free_name(run))
         made = workspace.jobs.run(workspace.runs_folder / name)
         wait(lambda made=made: made.state() == "done")
