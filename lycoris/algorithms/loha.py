@@ -132,9 +132,7 @@ class Loha(Algorithm):
 
 def _rows(p: Tensors) -> tuple[Tensor, Tensor]:
     """up (o, r^2) and down (r^2, i K) with up @ down = dW: every product of a row of each pair."""
-    square = p["w1_b"].shape[0] ** 2
-    up = (p["w1_a"][:, :, None] * p["w2_a"][:, None, :]).reshape(-1, square)
-    return up, (p["w1_b"][:, None, :] * p["w2_b"][None, :, :]).reshape(square, -1)
+    return _pairs(p["w1_a"].t(), p["w2_a"].t()).t(), _pairs(p["w1_b"], p["w2_b"])
 
 
 class _Hadamard(Change):
@@ -160,29 +158,37 @@ class _Hadamard(Change):
 
 
 class _KhatriRao(torch.autograd.Function):
-    """x W^T + b + factor x down^T up^T over rows, of up and down as `_rows` makes them."""
+    """x W^T + b + factor x down^T up^T over rows, of up and down as `_rows` makes them; up lies
+    on its side, so that sums over it run along the outputs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, factor: float,
                 *matrices: Tensor) -> Tensor:
-        up, down = _rows(dict(zip(MATRICES, matrices, strict=True)))
+        a1, b1, a2, b2 = matrices
+        up, down = _pairs(a1.t(), a2.t()), _pairs(b1, b2)
         hidden = x @ down.t()
         ctx.factor = factor
         ctx.save_for_backward(x, weight, hidden, up, down, *matrices)
-        return F.linear(x, weight, bias).addmm_(hidden, up.t(), alpha=factor)
+        return F.linear(x, weight, bias).addmm_(hidden, up, alpha=factor)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, hidden, up, down, a1, b1, a2, b2 = ctx.saved_tensors
-        slope = (grad @ up).mul_(ctx.factor)
+        slope = (grad @ up.t()).mul_(ctx.factor)
         gx, gw, gb = linear_slopes(ctx.needs_input_grad, grad, x, weight)
         if gx is not None:
             gx.addmm_(slope, down)
-        r = b1.shape[0]
-        ups = (grad.t() @ hidden).mul_(ctx.factor).view(-1, r, r)
+        r, (a1, a2) = b1.shape[0], (a.t().mul(ctx.factor).contiguous() for a in (a1, a2))
+        ups = (hidden.t() @ grad).view(r, r, -1)
         downs = (slope.t() @ x).view(r, r, -1)
-        return (gx, gw, gb, None, (ups * a2[:, None]).sum(2), (downs * b2).sum(1),
-                (ups * a1[:, :, None]).sum(1), (downs * b1[:, None]).sum(0))
+        return (gx, gw, gb, None, (ups * a2).sum(1).t(), (downs * b2).sum(1),
+                (ups * a1[:, None]).sum(0).t(), (downs * b1[:, None]).sum(0))
+
+
+def _pairs(one: Tensor, two: Tensor) -> Tensor:
+    """(r^2, n): every row of one (r, n) times every row of the other."""
+    one, two = one.contiguous(), two.contiguous()
+    return (one[:, None] * two[None]).flatten(0, 1)
 
 
 def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
