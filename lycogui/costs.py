@@ -28,9 +28,10 @@ from lycoris import (
     recipes,
     relief,
 )
-from lycoris.config import LEAVES, Config, NetworkConfig
+from lycoris.config import LEAVES
 from lycoris.errors import ConfigError, LycorisError
 from lycoris.plan import Plan
+from lycoris.settings import Config, NetworkConfig
 
 MIB = 2**20
 PARTS = {"unet": "UNet", "text_encoder": "text encoder",

@@ -16,9 +16,10 @@ import gradio as gr
 from lycogui.layout import SECTIONS, Place
 from lycogui.parts import mount
 from lycoris import algorithms, config, knobs, plan
-from lycoris.config import LEAVES, Config
+from lycoris.config import LEAVES
 from lycoris.errors import ConfigError, LycorisError
 from lycoris.knobs import Leaf
+from lycoris.settings import Config
 
 OPTIONS = "network.options"
 

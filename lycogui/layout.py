@@ -61,7 +61,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
         Place("train.max_norm", "number"), Place("optimizer.args", lines=2),
     ),
     "train noise": (
-        Place("train.min_snr_gamma", "number"), Place("train.noise_offset"),
+        Place("loss.min_snr_gamma", "number"), Place("loss.noise_offset"),
         Place("train.seed", "number"),
     ),
     "train pictures": (

@@ -10,8 +10,9 @@ from typing import Any
 
 from lycogui.workspace import Workspace
 from lycoris import choose, config
-from lycoris.config import LEAVES, Config, NetworkConfig
+from lycoris.config import LEAVES
 from lycoris.errors import LycorisError
+from lycoris.settings import Config, NetworkConfig
 
 KEPT = "pair"
 NAMES = ("a", "b")

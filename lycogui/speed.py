@@ -12,9 +12,9 @@ from typing import Any
 
 from lycogui.workspace import Workspace, new_folder
 from lycoris import config, devices, durable, machine, plan
-from lycoris.config import Config
 from lycoris.plan import Plan
 from lycoris.runs import RunFolder
+from lycoris.settings import Config
 
 FOLDER = "calibrations"
 GOING = ("starting", "running")

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from lycoris import config
 from lycoris.contestants import Contestant
 from lycoris.errors import ConfigError
 from lycoris.knobs import Knob
+from lycoris.settings.model import DTYPES
 
-DTYPES = ("keep", *config.DTYPES)
+KEPT_DTYPES = ("keep", *DTYPES)
 # Rules that keep what a value says of the singular values, and the value that stands for empty.
 VALUES = {"sv_fro": 0.99, "sv_cumulative": 0.9, "sv_ratio": 20.0, "threshold": 0.05}
 BY_SVD = ("dim", *VALUES)
@@ -84,7 +84,7 @@ class Resize:
                                          none="same")] = None
     conv_value: Annotated[float | None, Knob("Of convolutions larger than 1x1.", 0, 1_000_000,
                                              none="same")] = None
-    dtype: Annotated[str, Knob("Precision of the new file.", choices=DTYPES)] = "keep"
+    dtype: Annotated[str, Knob("Precision of the new file.", choices=KEPT_DTYPES)] = "keep"
     out: OUT = ""
 
     def to_dim(self, task: Task) -> int | None:
@@ -129,7 +129,7 @@ class Convert:
                                          none="same")] = None
     conv_value: Annotated[float | None, Knob("Of convolutions larger than 1x1.", 0, 1_000_000,
                                              none="same")] = None
-    dtype: Annotated[str, Knob("Precision of the new file.", choices=DTYPES)] = "keep"
+    dtype: Annotated[str, Knob("Precision of the new file.", choices=KEPT_DTYPES)] = "keep"
     out: OUT = ""
 
     def action(self, task: Task) -> str:
@@ -171,7 +171,7 @@ class Merge:
     rule: Annotated[str, Knob("How much of each layer is kept.", choices=BY_SVD)] = "dim"
     dim: Annotated[int | None, Knob("Empty: the sum of theirs.", 1, 4096, none="sum")] = None
     value: Annotated[float | None, Knob("", 0, 1_000_000, none="usual")] = None
-    dtype: Annotated[str, Knob("Precision of the new file.", choices=DTYPES)] = "keep"
+    dtype: Annotated[str, Knob("Precision of the new file.", choices=KEPT_DTYPES)] = "keep"
     out: OUT = ""
 
     def action(self, task: Task) -> str:
@@ -227,7 +227,7 @@ class Extract:
                                 label="Layers")] = "full"
     min_diff: Annotated[float | None, Knob("Layers that differ by less are left out.", 0, 1000,
                                            none="off", label="Least difference")] = None
-    dtype: Annotated[str, Knob("Precision of the new file.", choices=config.DTYPES)] = "fp16"
+    dtype: Annotated[str, Knob("Precision of the new file.", choices=DTYPES)] = "fp16"
     out: OUT = ""
 
     def action(self, task: Task) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 
 from lycogui.workspace import Workspace, run_id
 from lycoris import algorithms, config, knobs
-from lycoris.config import LEAVES, Config
+from lycoris.config import LEAVES
 from lycoris.errors import ConfigError, RunError
 from lycoris.runs import RunFolder
+from lycoris.settings import Config
 
 EARLIER = 12  # jobs listed beside the one on screen
 OURS = ("output.folder",)  # where this machine keeps its runs: not part of a recipe

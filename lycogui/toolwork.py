@@ -15,9 +15,10 @@ from lycogui.page import with_weights
 from lycogui.toolbox import Merge, Task, place_for
 from lycogui.workspace import Workspace, new_folder, run_id
 from lycoris import config, contestants, durable, plan
-from lycoris.config import LEAVES, Config
+from lycoris.config import LEAVES
 from lycoris.contestants import BASE
 from lycoris.errors import AdapterError, ConfigError, LycorisError
+from lycoris.settings import Config
 
 RECENT = 12  # jobs looked through for one that does the same
 GOING = ("starting", "running")

@@ -21,13 +21,13 @@ from typing import Any, TypeVar
 from lycogui import guard
 from lycogui.jobs import Jobs
 from lycoris import config, contestants, devices, durable, families, plan
-from lycoris.config import Config
 from lycoris.data import folder
 from lycoris.data.folder import Dataset
 from lycoris.errors import LycorisError
 from lycoris.families import Family
 from lycoris.plan import Plan
 from lycoris.runs import RunFolder
+from lycoris.settings import Config
 
 T = TypeVar("T")
 COMPARISONS, TOOLS, ADAPTERS, MODELS = "comparisons", "tools", "adapters", "models"

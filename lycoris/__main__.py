@@ -21,10 +21,10 @@ from pathlib import Path
 
 from . import choices, config, durable, estimate, events, runs, tools
 from .arguments import parse
-from .config import Config
 from .errors import ConfigError, LycorisError, RunError
 from .follow import BEGAN, Followed, Signals, bug, failed, own_log
 from .runs import RunFolder
+from .settings import Config
 from .terminal import Terminal
 
 RESUMABLE = ("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.device",

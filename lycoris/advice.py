@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import algorithms, choose
-from .config import Config, NetworkConfig
 from .data.folder import Dataset
 from .families import Family
 from .goals import GOALS, Now
 from .guideline import CAVEAT
 from .registry import pick
+from .settings import Config, NetworkConfig
 
 
 @dataclass(frozen=True)

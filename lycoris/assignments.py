@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 from . import algorithms, knobs, presets
 from .algorithms import Algorithm, Cost, Layer, Shape, elements
-from .config import LEAVES, RULE_KEYS, NetworkConfig
+from .config import LEAVES, RULE_KEYS
 from .errors import ConfigError
 from .families import Family, need_layers
 from .presets import Selection
 from .registry import pick
+from .settings import NetworkConfig
 
 Overrides = Mapping[tuple[str, str], Mapping[str, Any]]  # {(part, layer): what a preset says of it}
 

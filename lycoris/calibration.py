@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from . import events, machine
-from .config import Config
 from .errors import OutOfMemory
 from .follow import Followed, Signals
 from .plan import Plan
 from .progress import Progress, Stopped
+from .settings import Config
 from .terminal import Terminal, mebibytes, table
 
 STEPS, SECONDS = 10, 60.0  # so many steps after the warm ones, or as many as fit the time

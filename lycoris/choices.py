@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 from . import config
-from .config import Config
 from .errors import ConfigError
 from .follow import Signals
+from .settings import Config
 from .terminal import Terminal, mebibytes, table
 
 UNITS = {"": 1, "B": 1, "K": 2**10, "KIB": 2**10, "KB": 10**3, "M": 2**20, "MIB": 2**20,

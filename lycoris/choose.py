@@ -18,13 +18,13 @@ from typing import Any
 
 from . import algorithms, config, knobs, plan
 from .assignments import assign_family, select
-from .config import Config, NetworkConfig
 from .data import folder
 from .data.folder import Dataset
 from .errors import ConfigError, LycorisError
 from .families import Family
 from .guideline import Column
 from .registry import pick
+from .settings import Config, NetworkConfig
 from .sizes import with_dim
 from .weigher import Weigher, Weight
 

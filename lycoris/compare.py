@@ -23,11 +23,11 @@ from . import (
     plan,
     sampling,
 )
-from .config import Config
 from .contestants import Contestant
 from .errors import ConfigError, OutOfMemory
 from .families import Family, open_base
 from .network import LycorisNetwork
+from .settings import Config
 
 GRID = "grid.png"
 

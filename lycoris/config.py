@@ -1,8 +1,7 @@
-"""Every setting of a run, once: typed, frozen, with its help and its bounds.
+"""The settings of a run, from where people write them: TOML files, the command line, the form.
 
-The same declaration makes the form, the TOML file, the command line and the checks. Settings come
-in layers, later over earlier: the defaults here, what the base model's folder recommends
-(`lycogui.toml` in it), the run's TOML file, and `path=value` overrides.
+They come in layers, later over earlier: the defaults in `lycoris.settings`, what the base model's
+folder recommends (`lycogui.toml` in it), the run's TOML file, and `path=value` overrides.
 """
 
 from __future__ import annotations
@@ -11,188 +10,22 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from . import knobs
 from .errors import ConfigError, RunError
-from .knobs import Knob
+from .settings import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "assets"
 BASE_SETTINGS = "lycogui.toml"
-DTYPES = ("fp16", "bf16", "fp32")
 # Names that mean something else beside the runs: a contestant, and folders of pictures.
 RESERVED_NAMES = ("base", "comparisons", "pictures", "tools", "adapters", "models",
                   "calibrations")
 PRESETS = Path("presets")  # the user's own, in the working folder
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    base: Annotated[str, Knob("Folder of the base model, in the diffusers layout.", file=True,
-                              label="Base model")] = "assets/tiny-sd"
-    family: Annotated[str, Knob("Kind of model; auto reads it from the base's files. The name of "
-                                "a known model tells what it would cost, without its files.",
-                                label="Sizes for", catalogue="families")] = "auto"
-    dtype: Annotated[str, Knob("Precision the frozen base is held in; auto follows "
-                               "train.precision.", choices=("auto", *DTYPES),
-                               label="Precision of the base")] = "auto"
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    algo: Annotated[str, Knob("How the change of a weight is written down.", label="Algorithm",
-                              catalogue="algorithms")] = "lora"
-    preset: Annotated[str, Knob("Which layers are adapted: a preset, one of your own in the folder "
-                                "presets, or the path of a .toml file.", label="Layers",
-                                catalogue="presets", file=True)] = "attn-mlp"
-    dim: Annotated[int, Knob("Rank of each factor.", 1, 1_000_000)] = 16
-    alpha: Annotated[float, Knob("The change is scaled by alpha / dim.", 0.01, 1_000_000)] = 8.0
-    conv_dim: Annotated[int | None, Knob("Dim of the convolutions larger than 1x1; 0 leaves them "
-                                         "out.", 0, 1_000_000, none="same")] = None
-    conv_alpha: Annotated[float | None, Knob("Alpha of the convolutions larger than 1x1.", 0.01,
-                                             1_000_000, none="same")] = None
-    text_encoder: Annotated[bool, Knob("Train the text encoder too.")] = True
-    options: Annotated[dict[str, Any], Knob("The algorithm's own settings.")] = field(
-        default_factory=dict)
-    train_norm: Annotated[bool, Knob("Train the normalisation layers of the chosen blocks "
-                                     "too.")] = False
-    dora_wd: Annotated[bool, Knob("DoRA: learn each row's length apart from its direction.",
-                                  label="DoRA")] = False
-    wd_on_output: Annotated[bool, Knob("DoRA: lengths per output row; off: per input "
-                                       "column.", label="DoRA on output")] = True
-    dora_detach: Annotated[bool, Knob("DoRA: no gradient through the length of W + dW, as in its "
-                                      "paper; off: through it, as LyCORIS does.",
-                                      label="DoRA norm detached")] = True
-    rs_lora: Annotated[bool, Knob("Rank-stabilised scale: alpha / sqrt(dim) instead of "
-                                  "alpha / dim.", label="rsLoRA")] = False
-    init: Annotated[str, Knob("Start values: default; orthogonal; pissa (LoRA only: begins as the "
-                              "weight's leading directions, learns faster, file of twice the dim).",
-                              choices=("default", "orthogonal", "pissa"), label="Start")] = (
-        "default")
-    use_scalar: Annotated[bool, Knob("Learn one scale per layer, starting at zero.",
-                                     label="Trained scalar")] = False
-    dropout: Annotated[float, Knob("Share of the adapter's outputs dropped while training.",
-                                   0, 0.95, 0.05)] = 0.0
-    rank_dropout: Annotated[float, Knob("Share of the ranks dropped while training.",
-                                        0, 0.95, 0.05)] = 0.0
-    module_dropout: Annotated[float, Knob("Chance that a layer's adapter sits out a step.",
-                                          0, 0.95, 0.05)] = 0.0
-    rules: Annotated[tuple[dict[str, Any], ...], Knob(
-        "Exceptions, one a line, the first that matches a layer counts: match = \"*attn2*\", "
-        "dim = 4. Also algo, alpha, lr, options, exclude = true.",
-        label="Rules for single layers")] = ()
-
-
-@dataclass(frozen=True)
-class DatasetConfig:
-    folder: Annotated[str, Knob("Folder of pictures, each with its caption in a .txt file of the "
-                                "same name.", file=True)] = "assets/datasets/zorb"
-    resolution: Annotated[int, Knob("Side of the square whose area the pictures are trained at.",
-                                    8, 4096, 8, unit="px")] = 512
-    bucket: Annotated[bool, Knob("Keep each picture's shape: train in buckets of similar aspect "
-                                 "ratio. Off: crop to squares.", label="Buckets")] = True
-    bucket_step: Annotated[int, Knob("Bucket sides are multiples of this.", 1, 512, 8,
-                                     unit="px")] = 64
-    caption_dropout: Annotated[float, Knob("Share of the captions left out, so that guidance "
-                                           "keeps working.", 0, 1, 0.05)] = 0.05
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    steps: Annotated[int, Knob("Optimiser steps.", 1, 10_000_000)] = 1500
-    batch_size: Annotated[int, Knob("Pictures in one forward pass.", 1, 4096)] = 1
-    accumulate: Annotated[int, Knob("Batches added up before one optimiser step.", 1, 4096,
-                                    label="Gradient accumulation")] = 1
-    seed: Annotated[int, Knob("Fixes order, captions, timesteps and noise; two runs with the same "
-                              "seed see the same, whatever their algorithm.", 0, 2**63 - 1)] = 42
-    precision: Annotated[str, Knob("Arithmetic of the forward pass; auto: fp32 on a CPU, bf16 "
-                                   "where the GPU has it, else fp16.",
-                                   choices=("auto", "fp32", "bf16", "fp16"))] = "auto"
-    device: Annotated[str, Knob("auto, cpu, cuda, cuda:1, mps.")] = "auto"
-    gradient_checkpointing: Annotated[bool, Knob("Compute activations twice instead of keeping "
-                                                 "them: less memory, slower.")] = False
-    min_snr_gamma: Annotated[float, Knob("Min-SNR weighting of the timesteps (5 is usual); "
-                                         "0 is off.", 0, 100, label="Min-SNR gamma")] = 0.0
-    noise_offset: Annotated[float, Knob("Adds to the noise one random shift per channel, for very "
-                                        "dark and very bright pictures.", 0, 1, 0.01)] = 0.0
-    clip_norm: Annotated[float, Knob("Longest allowed gradient; 0 is off.", 0, 1000,
-                                     label="Gradient clipping")] = 1.0
-    max_norm: Annotated[float, Knob("Longest allowed change of a layer, its Frobenius norm; shrunk "
-                                    "after each step. 1 is usual; 0 is off.", 0, 1000,
-                                    label="Max norm")] = 0.0
-    checkpoint_every: Annotated[int, Knob("Steps between checkpoints; 0: only at the end.",
-                                          0, 10_000_000)] = 250
-    keep_checkpoints: Annotated[int, Knob("How many of the latest checkpoints stay on disk; "
-                                          "0 keeps all.", 0, 10_000)] = 3
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    name: Annotated[str, Knob("The optimiser.", label="Optimiser", catalogue="optimizers")] = (
-        "AdamW")
-    lr: Annotated[float, Knob("Learning rate.", 1e-9, 1000, label="Learning rate")] = 1e-4
-    text_encoder_lr: Annotated[float | None, Knob("Learning rate of the text encoder.", 0, 1000,
-                                                  none="same")] = None
-    plus_ratio: Annotated[float, Knob("LoRA+: how many times faster the factor learns that starts "
-                                      "at zero; 16 is usual, 1 is off.", 0.01, 1000,
-                                      label="LoRA+ ratio")] = 1.0
-    weight_decay: Annotated[float, Knob("Pull of the adapter's weights towards zero.",
-                                        0, 10, 0.001)] = 0.01
-    schedule: Annotated[str, Knob("Course of the learning rate.", catalogue="schedules")] = "cosine"
-    warmup: Annotated[float, Knob("Share of the steps over which the learning rate rises from "
-                                  "zero.", 0, 0.9, 0.01)] = 0.05
-    args: Annotated[dict[str, Any], Knob("Further arguments of the optimiser.")] = field(
-        default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SampleConfig:
-    prompts: Annotated[tuple[str, ...], Knob("One prompt a line.")] = ("a zorb on grass",)
-    negative: Annotated[str, Knob("What the pictures should not show.",
-                                  label="Negative prompt")] = ""
-    seeds: Annotated[tuple[int, ...], Knob("Each seed is one starting noise, the same for every "
-                                           "contestant.", 0, 2**63 - 1)] = (1, 2)
-    steps: Annotated[int, Knob("Denoising steps a picture.", 1, 1000)] = 25
-    guidance: Annotated[float, Knob("How strongly the prompt is followed (CFG); 1 is off.", 0, 50,
-                                    0.5, label="CFG")] = 7.0
-    sampler: Annotated[str, Knob("The sampler.", catalogue="samplers")] = "DPM++ 2M"
-    width: Annotated[int | None, Knob("Width of the pictures.", 8, 4096, 8, unit="px",
-                                      none="training resolution")] = None
-    height: Annotated[int | None, Knob("Height of the pictures.", 8, 4096, 8, unit="px",
-                                       none="training resolution")] = None
-    every: Annotated[int, Knob("Steps between sample pictures; 0: none.", 0, 10_000_000,
-                               label="Sample every")] = 250
-
-
-@dataclass(frozen=True)
-class OutputConfig:
-    folder: Annotated[str, Knob("Folder that holds the runs.", file=True)] = "runs"
-    name: Annotated[str, Knob("Name of the run and of its adapter; empty: the dataset's and the "
-                              "algorithm's.")] = ""
-    dtype: Annotated[str, Knob("Precision of the saved adapter.", choices=DTYPES)] = "fp16"
-    trigger: Annotated[str, Knob("Words that call what was taught, written into the file for "
-                                 "whoever uses it.", label="Trigger words")] = ""
-    author: Annotated[str, Knob("Written into the file.")] = ""
-    license: Annotated[str, Knob("Written into the file.")] = ""
-    description: Annotated[str, Knob("Written into the file.")] = ""
-    thumbnail: Annotated[bool, Knob("Put the last sample picture into the file, 24 KiB; some "
-                                    "programs show it.")] = False
-
-
-@dataclass(frozen=True)
-class Config:
-    """One run. Frozen: change it with knobs.replace."""
-
-    model: ModelConfig = ModelConfig()
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    dataset: DatasetConfig = DatasetConfig()
-    train: TrainConfig = TrainConfig()
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    sample: SampleConfig = SampleConfig()
-    output: OutputConfig = OutputConfig()
+# Settings that files of earlier versions have under another name.
+MOVED = {"train.min_snr_gamma": "loss.min_snr_gamma", "train.noise_offset": "loss.noise_offset"}
 
 
 LEAVES = knobs.leaves(Config)
@@ -230,7 +63,7 @@ def load(file: Path | str | None = None, overrides: Iterable[str] = (),
 
     What the base model's own folder recommends lies between the defaults and the file.
     """
-    own = dict(knobs.flatten(read_toml(Path(file)), LEAVES)) if file else {}
+    own = flat(read_toml(Path(file))) if file else {}
     for text in overrides:
         _override(own, text)
     for path, value in (values or {}).items():
@@ -275,7 +108,12 @@ def known_model(family: Any) -> bool:
 def base_settings(base: str) -> dict[str, Any]:
     """{path: value} that a base model's folder recommends; empty where it says nothing."""
     file = find(base) / BASE_SETTINGS
-    return dict(knobs.flatten(read_toml(file), LEAVES)) if file.is_file() else {}
+    return flat(read_toml(file)) if file.is_file() else {}
+
+
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """{path: value} of nested tables, under the names that settings have now."""
+    return {MOVED.get(path, path): value for path, value in knobs.flatten(tree, LEAVES)}
 
 
 def read_toml(file: Path) -> dict[str, Any]:

@@ -14,12 +14,13 @@ from typing import Any
 from . import algorithms, choose, knobs, plan
 from .algorithms import Algorithm
 from .assignments import Assignment, assign_family, select
-from .config import LEAVES, Config, NetworkConfig
+from .config import LEAVES
 from .data.folder import Dataset
 from .errors import ConfigError
 from .families import Family
 from .guideline import ASPECTS, Column
 from .registry import pick
+from .settings import Config, NetworkConfig
 from .sizes import Sizes, with_dim
 
 TABLE = "The guideline's table, from hundreds of SD1 checkpoints; with a grain of salt."

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import algorithms, knobs, optimizers, schedules, words
-from .config import LEAVES, Config
+from .config import LEAVES
 from .errors import ConfigError
 from .families import preset_names
 from .presetfile import IGNORED, RENAMED, SAME_ALGO
+from .settings import Config
 
 MODULE = "lycoris.kohya"
 # What is taken where nothing is said, by LyCORIS' create_network and sd-scripts' arguments.
@@ -43,7 +44,7 @@ FLAGS = {  # arguments that mean one of our settings as they stand
     "train_batch_size": "train.batch_size", "batch_size_per_device": "train.batch_size",
     "gradient_accumulation_steps": "train.accumulate", "seed": "train.seed",
     "gradient_checkpointing": "train.gradient_checkpointing",
-    "min_snr_gamma": "train.min_snr_gamma", "noise_offset": "train.noise_offset",
+    "min_snr_gamma": "loss.min_snr_gamma", "noise_offset": "loss.noise_offset",
     "max_grad_norm": "train.clip_norm", "scale_weight_norms": "train.max_norm",
     "save_every_n_steps": "train.checkpoint_every", "sample_every_n_steps": "sample.every",
     "caption_dropout_rate": "dataset.caption_dropout", "enable_bucket": "dataset.bucket",

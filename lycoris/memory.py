@@ -17,10 +17,10 @@ from typing import Any
 from . import footprint, holding, optimizers, sampling
 from .algorithms import elements
 from .assignments import Assignment
-from .config import Config
 from .data.cache import GROUP, GROUP_PIXELS
 from .footprint import Table, at
 from .plan import Plan
+from .settings import Config
 
 MIB = 2**20
 CUDA_CONTEXT = 500 * MIB  # kernels and context of a process; no tensor, so PyTorch counts none

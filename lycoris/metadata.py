@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from torch import Tensor
 
 from . import __version__, config, tensorfile
-from .config import Config
 from .data.folder import Dataset
 from .errors import ConfigError
 from .families import Family
+from .settings import Config
 
 CONFIG_KEY = "lycogui_config"
 MAX_TAGS = 2000
@@ -77,8 +77,8 @@ def describe(run: Config, family: Family, dataset: Dataset | None, facts: Facts)
         "ss_mixed_precision": {"fp32": "no"}.get(facts.precision, facts.precision),
         "ss_seed": str(train.seed),
         "ss_max_grad_norm": _number(train.clip_norm),
-        "ss_min_snr_gamma": _number(train.min_snr_gamma) if train.min_snr_gamma else "None",
-        "ss_noise_offset": _number(train.noise_offset) if train.noise_offset else "None",
+        "ss_min_snr_gamma": _number(run.loss.min_snr_gamma) if run.loss.min_snr_gamma else "None",
+        "ss_noise_offset": _number(run.loss.noise_offset) if run.loss.noise_offset else "None",
         "ss_caption_dropout_rate": _number(run.dataset.caption_dropout),
         "ss_resolution": str((side, side)),
         "ss_enable_bucket": str(run.dataset.bucket),

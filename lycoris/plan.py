@@ -28,7 +28,6 @@ from . import (
     thumbnail,
 )
 from .assignments import Assignment, assign_family
-from .config import Config, NetworkConfig
 from .data import buckets as bucketing
 from .data import folder
 from .data.folder import Dataset
@@ -38,6 +37,7 @@ from .events import Warned
 from .families import Family, check_preset, open_base, preset_names
 from .registry import pick
 from .runs import RunFolder
+from .settings import Config, NetworkConfig
 from .sizes import Sizes
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from . import __version__, dialects
 from .algorithms import Layer
-from .config import Config
 from .families import Family
 from .metadata import CONFIG_KEY, config_of
+from .settings import Config
 
 MADE = "lycogui_made"  # a tool's verb, its sources and settings, as JSON
 SOURCE_CONFIG = "lycogui_source_config"  # the recipe of what it was made from

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from . import algorithms, config, knobs, kohya, metadata, plan, provenance, tensorfile, words
-from .config import LEAVES, Config
+from .config import LEAVES
 from .errors import AdapterError, ConfigError
+from .settings import Config
 
 PROSE = 12  # words without a value that stand beside settings at most
 OUR_WORDS = ("python", "-m", "lycoris", "train", "estimate", "advise", "sample", "compare")
@@ -192,7 +193,7 @@ def _of_toml(text: str) -> Recipe | None:
 
 def _of_table(found: Mapping[str, Any], kind: str) -> Recipe | None:
     """Our settings by their sections or paths, or kohya's arguments in any."""
-    flat = dict(knobs.flatten(found, LEAVES))
+    flat = config.flat(found)
     if any(path in LEAVES or path.rpartition(".")[0] in _tables() for path in flat):
         return _ours(flat, f"our {kind}")
     given = {path.rpartition(".")[2]: value for path, value in flat.items()}

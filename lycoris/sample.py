@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from . import config, contestants, devices, events, plan, sampling
-from .config import Config
 from .contestants import Contestant
 from .errors import ConfigError, OutOfMemory
 from .families import open_base
+from .settings import Config
 
 
 def run(run: Config, taker: Contestant, where: Path, emit: Callable[[events.Event], None],

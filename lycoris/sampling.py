@@ -18,8 +18,8 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from . import durable, samplers
-from .config import SampleConfig
-from .families import Model
+from .families import Condition, Model
+from .settings import SampleConfig
 
 RECIPE = "lycogui"  # the PNG text that holds the whole recipe as JSON
 
@@ -62,7 +62,7 @@ def paint(model: Model, jobs: Sequence[Job], settings: Settings,
     """The pictures in order, each as soon as it is done; ends early when `stopped` says so."""
     model.eval_mode()
     scheduler = samplers.make(settings.sampler, model.scheduler_config)
-    cond: dict[str, Tensor] = {}
+    cond: dict[str, Condition] = {}
     for job in jobs:
         if job.prompt not in cond:
             cond = {job.prompt: model.encode_text([settings.negative, job.prompt])}
@@ -72,9 +72,9 @@ def paint(model: Model, jobs: Sequence[Job], settings: Settings,
         yield to_image(model.decode(latents)[0])
 
 
-def _denoise(model: Model, scheduler: Any, cond: Tensor, seed: int, settings: Settings,
+def _denoise(model: Model, scheduler: Any, cond: Condition, seed: int, settings: Settings,
              stopped: Callable[[], bool]) -> Tensor | None:
-    """One picture's latents; `cond` is (2, ...): negative, positive. None if stopped."""
+    """One picture's latents; `cond` is of two texts: negative, positive. None if stopped."""
     stream = torch.Generator().manual_seed(seed)
     scale = model.latent_scale
     latents = torch.randn((1, model.latent_channels, settings.height // scale,
@@ -82,6 +82,7 @@ def _denoise(model: Model, scheduler: Any, cond: Tensor, seed: int, settings: Se
     scheduler.set_timesteps(settings.steps, device=model.device)
     latents = latents * scheduler.init_noise_sigma
     guided = settings.guidance > 1
+    positive = {name: tensor[1:] for name, tensor in cond.items()}
     takes_generator = "generator" in scheduler.step.__code__.co_varnames
     extra = {"generator": stream} if takes_generator else {}
     for t in scheduler.timesteps:
@@ -89,10 +90,10 @@ def _denoise(model: Model, scheduler: Any, cond: Tensor, seed: int, settings: Se
             return None
         x = scheduler.scale_model_input(latents, t)
         if guided:
-            negative, positive = model.predict(torch.cat([x, x]), t.expand(2), cond).chunk(2)
-            predicted = negative + settings.guidance * (positive - negative)
+            without, told = model.predict(torch.cat([x, x]), t.expand(2), cond).chunk(2)
+            predicted = without + settings.guidance * (told - without)
         else:
-            predicted = model.predict(x, t.expand(1), cond[1:])
+            predicted = model.predict(x, t.expand(1), positive)
         latents = scheduler.step(predicted.float(), t, latents, **extra, return_dict=False)[0]
     return latents
 

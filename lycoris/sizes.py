@@ -10,7 +10,7 @@ from typing import Any
 from . import tensorfile
 from .algorithms import Shape, elements
 from .assignments import Assignment
-from .config import NetworkConfig
+from .settings import NetworkConfig
 
 DTYPE_NAMES = {short: tensorfile.NAMES[dtype] for short, dtype in tensorfile.DTYPES.items()}
 

@@ -10,11 +10,11 @@ import torch
 from . import algorithms, knobs, optimizers, presets
 from .algorithms import Algorithm, Layer
 from .assignments import Assignment, fits, read_rules, select
-from .config import Config
 from .events import Warned
 from .families import Family
 from .presetfile import OWN
 from .presets import Selection
+from .settings import Config
 
 LOUD, QUIET = 4.0, 1 / 64  # effective scales outside are told
 FLOAT16_MAX = torch.finfo(torch.float16).max

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from . import sizes, tensorfile
 from .algorithms import Layer
 from .assignments import Assigner, assign, select
-from .config import NetworkConfig
 from .families import Family, need_layers
+from .settings import NetworkConfig
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from . import adapterfile, algorithms, knobs, registry
 from .algorithms import Layer
 from .assignments import assign
-from .config import LEAVES, NetworkConfig
+from .config import LEAVES
 from .errors import ConfigError
 from .families import layers_of, need_layers, part_of
 from .network import LycorisNetwork
+from .settings import NetworkConfig
 
 SHELL = {leaf.name: leaf for path, leaf in LEAVES.items() if path.startswith("network.")}
 TAKEN = ("algo", "preset", "dim", "alpha", "options", "text_encoder")

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lycoris import advice, algorithms, choose, config, families, knobs, plan
-from lycoris.config import Config
 from lycoris.errors import ConfigError
 from lycoris.families import Family
 from lycoris.guideline import ASPECTS
+from lycoris.settings import Config, NetworkConfig
 from lycoris.sizes import with_dim
 from lycoris.surprises import FLOAT16_MAX
 from lycoris.weigher import Weigher
@@ -88,7 +88,7 @@ def test_a_match_is_never_further_away_than_by_dim_alone(run: Config, algo: str,
     assert abs(got - wanted) <= max(choose.CLOSE * wanted, abs(naive - wanted))
 
 
-def _by_dim(run: Config, start: config.NetworkConfig, wanted: int, base: str) -> float:
+def _by_dim(run: Config, start: NetworkConfig, wanted: int, base: str) -> float:
     """The size nearest to the wanted one over a spread of the dims that mean something."""
     search = choose.Search(run, family(base))
     spread = {*range(1, 40), 48, 64, 96, 128, 192}

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lycoris import config, knobs
-from lycoris.config import LEAVES, Config
+from lycoris.config import LEAVES
 from lycoris.errors import ConfigError, RunError
+from lycoris.settings import Config
 
 # Other programs rely on these names.
 PROMISED = {
@@ -33,7 +34,7 @@ def test_promised_names_exist() -> None:
 
 def test_sections_are_the_promised_ones() -> None:
     assert [f.name for f in dataclasses.fields(Config)] == [
-        "model", "network", "dataset", "train", "optimizer", "sample", "output"]
+        "model", "network", "dataset", "train", "loss", "optimizer", "sample", "output"]
 
 
 def test_every_setting_has_help() -> None:
@@ -159,3 +160,10 @@ def test_embedded_settings_are_complete_settings() -> None:
     """What the embedded model recommends names real settings with possible values."""
     assert config.base_settings(str(TINY_SD))
     assert config.load(None, [f"model.base={TINY_SD}"]).train.steps == 300
+
+
+def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "old.toml"
+    file.write_text("[train]\nmin_snr_gamma = 5\nsteps = 7\n", "utf-8")
+    run = config.load(file)
+    assert run.loss.min_snr_gamma == 5 and run.train.steps == 7

@@ -13,8 +13,8 @@ from lycogui.costs import Asked
 from lycogui.tabs import train
 from lycogui.workspace import Workspace
 from lycoris import advice, algorithms, config, knobs, plan
-from lycoris.config import Config
 from lycoris.errors import ConfigError
+from lycoris.settings import Config
 
 
 def shown(workspace: Workspace, view: str, run: Config | None = None, **asked: Any) -> Any:

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 ENGINE, PAGE = ROOT / "lycoris", ROOT / "lycogui"
 FLOORS = {
-    1: ("errors", "durable", "knobs", "words", "config", "events", "runs"),
+    1: ("errors", "durable", "knobs", "settings", "words", "config", "events", "runs"),
     2: ("registry", "known", "streams", "tensorfile", "schedules", "objectives", "optimizers",
         "samplers", "devices", "guideline", "algorithms", "families", "captioners", "presetfile",
         "presets", "unetnames", "paths", "effort", "products", "quantised", "lowrank",
@@ -22,7 +22,8 @@ FLOORS = {
         "adapter", "slot", "network", "checkpoint", "sampling", "contestants", "grid", "wrapper",
         "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance", "surprises",
         "weigher", "choose", "goals", "advice", "kohya", "recipes", "footprint", "holding",
-        "memory", "relief", "machine", "disk", "outlook", "tracing", "activations"),
+        "memory", "relief", "machine", "disk", "outlook", "tracing", "activations",
+        "feed", "lesson", "keeping", "showing"),
     4: ("trainer", "sample", "compare", "caption", "inspect", "merge", "extract", "resize",
         "convert"),
     5: ("arguments", "terminal", "follow", "tools", "estimate", "choices", "calibration",
@@ -32,9 +33,9 @@ FLOORS = {
 INHERITS = {"dylora": "lora", "boft": "diag_oft", "sdxl": "sd"}
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 # What the page may know of the engine: facts, names, the plan; never weights.
-FOR_THE_PAGE = {"errors", "durable", "knobs", "config", "events", "runs", "devices", "families",
-                "algorithms", "captioners", "guideline", "plan", "footprint", "memory", "relief",
-                "machine", "disk", "outlook", "choose", "advice", "recipes",
+FOR_THE_PAGE = {"errors", "durable", "knobs", "settings", "config", "events", "runs", "devices",
+                "families", "algorithms", "captioners", "guideline", "plan", "footprint", "memory",
+                "relief", "machine", "disk", "outlook", "choose", "advice", "recipes",
                 "contestants", "data.folder", "data.captions"}
 HEAVY = {"diffusers", "transformers", "accelerate", "bitsandbytes", "tokenizers"}
 CELLAR_MAY_USE = {"psutil"}  # a process's start time, on every system
@@ -87,7 +88,8 @@ def test_engine_imports_only_go_down(path: Path) -> None:
 
 @pytest.mark.parametrize("name", FLOORS[1])
 def test_cellar_needs_only_the_standard_library(name: str) -> None:
-    outside = {m.partition(".")[0] for m in imports(ENGINE / f"{name}.py")} - {"lycoris"}
+    files = sources(ENGINE / name) or [ENGINE / f"{name}.py"]
+    outside = {m.partition(".")[0] for file in files for m in imports(file)} - {"lycoris"}
     assert outside <= set(sys.stdlib_module_names) | CELLAR_MAY_USE
 
 
@@ -133,7 +135,8 @@ def test_engine_has_no_gradio_and_prints_nothing(path: Path) -> None:
     assert "gradio" not in {m.partition(".")[0] for m in imports(path)}
 
 
-@pytest.mark.parametrize("name", ["trainer", "network", "plan", "sampling", "assignments"])
+@pytest.mark.parametrize("name", ["trainer", "feed", "lesson", "keeping",
+                                  "network", "plan", "sampling", "assignments"])
 def test_machinery_names_no_algorithm_and_no_family(name: str) -> None:
     from lycoris import algorithms, families
 

@@ -14,14 +14,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lycogui import costs
 from lycogui import jobs as jobs_module
 from lycogui.jobs import Jobs
 from lycogui.tabs import compare, train
 from lycogui.workspace import Workspace
 from lycoris import plan, runs
-from lycoris.config import Config
 from lycoris.errors import RunError
 from lycoris.runs import Process, RunFolder
+from lycoris.settings import Config
 
 
 @pytest.fixture

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from assets.layers import __main__ as maker
 from lycoris import assignments, config, families, known, plan, sizes, tensorfile
 from lycoris.__main__ import main
-from lycoris.config import ASSETS, NetworkConfig
+from lycoris.config import ASSETS
 from lycoris.errors import ConfigError, ModelFileError
+from lycoris.settings import NetworkConfig
+from lycoris.settings.model import DTYPES
 
 COUNTS = {  # layers of (the UNet, the text encoders), as the reference package counts them
     "sd15": {"attn-only": (128, 48), "attn-mlp": (192, 72), "full-lin": (230, 72),
@@ -103,7 +105,7 @@ def test_measuring_by_shapes_is_measuring_the_file(algo: str, preset: str) -> No
                             dora_wd=algo != "tlora")
     found = assignments.assign_family(families.open_base(ASSETS, "sd21"), network)
     told = {"a": "\"quoted\" ü"}
-    for dtype in config.DTYPES:
+    for dtype in DTYPES:
         entries = sizes.entries_of(found, dtype)
         measured = sizes.measure(found, dtype, told)
         assert (measured.file_bytes, measured.file_bytes_with_metadata, measured.tensors) == (
@@ -121,7 +123,7 @@ def test_the_estimate_says_every_dtype(capsys: pytest.CaptureFixture[str]) -> No
         264, 18_874_368, 1_320, 37_931_904)
     assert found["parts"]["unet"]["modules"] == 192
     assert found["kinds"]["linear"]["modules"] + found["kinds"]["conv 1x1"]["modules"] == 264
-    for dtype in config.DTYPES:
+    for dtype in DTYPES:
         assert main(["estimate", *words, f"output.dtype={dtype}"]) == 0
         alone = json.loads(capsys.readouterr().out)
         for name in ("tensor_bytes", "file_bytes", "file_bytes_with_metadata"):

@@ -24,9 +24,9 @@ from lycoris import (
     relief,
     trainer,
 )
-from lycoris.config import Config
 from lycoris.errors import DiskError
 from lycoris.footprint import Table
+from lycoris.settings import Config
 
 Settings = Callable[..., Config]
 ALGORITHMS = [name for name, entry in algorithms.catalogue().items() if not entry.timed]
@@ -62,7 +62,7 @@ def saved_by(made: plan.Plan, where: Path) -> int:
 
     session.network.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        session._loss(0, 0)
+        session.loss(0, 0)
     return sum(found.values())
 
 

@@ -23,9 +23,10 @@ from lycogui.layout import SECTIONS
 from lycogui.tabs import algorithm, compare, dataset
 from lycogui.workspace import Workspace
 from lycoris import algorithms, choose, config, contestants, events, knobs, plan
-from lycoris.config import LEAVES, Config
+from lycoris.config import LEAVES
 from lycoris.errors import AdapterError, ConfigError, DatasetError, RunError
 from lycoris.runs import RunFolder
+from lycoris.settings import Config
 
 
 @pytest.fixture(scope="module")

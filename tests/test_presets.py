@@ -15,10 +15,10 @@ from torch import nn
 
 from lycoris import config, families, inspect, knobs, plan, presetfile, presets
 from lycoris.algorithms import Layer
-from lycoris.config import Config
 from lycoris.errors import ConfigError
 from lycoris.families.sd import StableDiffusion
 from lycoris.presets import Selection
+from lycoris.settings import Config
 
 # Layers of the UNet and of the text encoder on SD1.5 (reference/SIZES.md), and norms among them.
 COUNTS = {"attn-only": (128, 48, 0), "attn-mlp": (192, 72, 64), "full-lin": (230, 72, 108),

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lycoris import algorithms, config, families, knobs, kohya, plan, recipes, tensorfile
-from lycoris.config import LEAVES, Config
+from lycoris.config import LEAVES
 from lycoris.errors import AdapterError, ConfigError, RunError
 from lycoris.metadata import describe
+from lycoris.settings import Config
 
 ALGOS = tuple(algorithms.catalogue())
 TEXTS = st.text(st.characters(blacklist_categories=("Cs",)), max_size=12)

@@ -15,11 +15,11 @@ from lycoris import algorithms, config, families, plan, presets, trainer
 from lycoris.adapterfile import AdapterFile, match
 from lycoris.algorithms import Layer
 from lycoris.assignments import Assignment, assign, assign_family
-from lycoris.config import NetworkConfig
 from lycoris.errors import ConfigError
 from lycoris.families import Family
 from lycoris.network import LycorisNetwork
 from lycoris.runs import RunFolder
+from lycoris.settings import NetworkConfig
 
 Settings = Callable[..., config.Config]
 

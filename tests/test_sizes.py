@@ -14,9 +14,9 @@ from conftest import TINY_SD
 
 from lycoris import assignments, config, families, plan, sizes, trainer
 from lycoris.algorithms import Layer
-from lycoris.config import Config, NetworkConfig
 from lycoris.errors import ConfigError
 from lycoris.families.sd import StableDiffusion
+from lycoris.settings import Config, NetworkConfig
 
 
 @cache

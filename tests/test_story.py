@@ -21,11 +21,12 @@ from assets.recipe.draw import paint
 from assets.recipe.words import CONCEPT, Scene
 from lycoris import config, contestants, families, objectives, sampling, streams
 from lycoris.__main__ import main
-from lycoris.config import ASSETS, Config
+from lycoris.config import ASSETS
 from lycoris.contestants import Contestant
 from lycoris.data import folder
 from lycoris.families import Model
 from lycoris.network import LycorisNetwork
+from lycoris.settings import Config
 
 pytestmark = pytest.mark.slow
 

@@ -36,13 +36,13 @@ from lycoris import (
 from lycoris.__main__ import main
 from lycoris.adapterfile import AdapterFile
 from lycoris.assignments import assign_family
-from lycoris.config import NetworkConfig
 from lycoris.deltas import Deltas
 from lycoris.errors import AdapterError, ConfigError, DiskError, LycorisError, ModelFileError
 from lycoris.merge import Block, Merge
 from lycoris.network import LycorisNetwork
 from lycoris.outfile import Written
 from lycoris.progress import Progress, Stopped
+from lycoris.settings import NetworkConfig
 
 ALGOS = tuple(algorithms.catalogue())
 NEW = "new.safetensors"
@@ -84,7 +84,7 @@ class Workshop:
     @torch.no_grad()
     def paint(self, model: Any) -> Tensor:
         text = model.encode_text(["a ball"])
-        return torch.cat([text.flatten(), model.predict(self.x, self.t, text).flatten()])
+        return torch.cat([text["hidden"].flatten(), model.predict(self.x, self.t, text).flatten()])
 
     def adapter(self, case: str, **more: Any) -> Path:
         """A file of random tensors; the change is about as large as the weights."""

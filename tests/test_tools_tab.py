@@ -23,10 +23,11 @@ from lycogui.toolbox import TOOLS, Convert, Extract, Inspect, Merge, Resize, Tas
 from lycogui.workspace import Workspace, run_id
 from lycoris import arguments, config, events, knobs
 from lycoris.adapterfile import write
-from lycoris.config import Config
 from lycoris.contestants import Contestant
 from lycoris.errors import AdapterError, ConfigError, RunError
 from lycoris.runs import RunFolder
+from lycoris.settings import Config
+from lycoris.settings.model import DTYPES
 
 LAYER = "lora_unet_mid_block_attentions_0_proj_in"
 
@@ -192,7 +193,7 @@ def test_every_setting_of_a_tool_has_its_widget(name: str) -> None:
     assert panel.read(shown) == TOOLS[name]()
     for place in places:
         assert set(place.names) >= set(panel.leaves[place.path].knob.choices) - {
-            *config.DTYPES} if place.names else True, place.path
+            *DTYPES} if place.names else True, place.path
 
 
 def test_a_panel_names_what_is_wrong() -> None:

@@ -29,7 +29,6 @@ from lycoris import (
     trainer,
 )
 from lycoris.__main__ import RESUMABLE
-from lycoris.config import Config
 from lycoris.data import cache
 from lycoris.errors import (
     AdapterError,
@@ -42,6 +41,7 @@ from lycoris.errors import (
     RunError,
 )
 from lycoris.families import sd
+from lycoris.settings import Config
 from lycoris.trainer import Session
 
 Settings = Callable[..., Config]
@@ -93,7 +93,7 @@ def test_training_learns(settings: Settings, algo: str) -> None:
 
     def loss() -> float:
         with torch.no_grad():
-            return sum(session._loss(1000 + i, 0).item() for i in range(8)) / 8
+            return sum(session.loss(1000 + i, 0).item() for i in range(8)) / 8
 
     before = loss()
     session.train(lambda: set())
@@ -115,7 +115,7 @@ def _streams(run: Config, steps: int = 4) -> list[Any]:
     session.prepare(lambda: set())
     shown: list[Any] = []
     predict = session.model.predict
-    condition = session.condition
+    condition = session.lesson.condition
 
     def spy(x_t: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         shown.append((x_t.clone(), t.clone()))
@@ -125,7 +125,7 @@ def _streams(run: Config, steps: int = 4) -> list[Any]:
         shown.append(tuple(texts))
         return condition(texts)
 
-    session.model.predict, session.condition = spy, spied  # type: ignore[method-assign]
+    session.model.predict, session.lesson.condition = spy, spied  # type: ignore[method-assign]
     for _ in range(steps):
         session.advance()
     session.network.restore()
@@ -157,8 +157,9 @@ def test_all_algorithms_see_the_same(settings: Settings) -> None:
 def test_caption_dropout_has_its_share(settings: Settings) -> None:
     run = settings("dataset.caption_dropout=0.3")
     session = Session(plan.make(run), Path(run.output.folder), lambda event: None)
-    session.captions = ["words"]
-    texts = [session._caption(0, step, 0) for step in range(3000)]
+    session.prepare(lambda: set())
+    session.feed.captions = ["words"] * len(session.feed.captions)
+    texts = [session.feed.batch(step, 0).texts[0] for step in range(3000)]
     assert texts.count("") / 3000 == pytest.approx(0.3, abs=0.03)
 
 
@@ -175,9 +176,10 @@ def test_accumulation_equals_a_larger_batch(settings: Settings, tmp_path: Path,
         run = settings(*shared, *extra, f"output.name={name}")
         session = Session(plan.make(run), tmp_path / name, lambda event: None)
         session.prepare(lambda: set())
-        order = [i for batch in range(4 // run.train.batch_size) for i in session.batches.at(batch)]
-        session.latents = [session.latents[0]] * 4  # the order differs; the pictures must not
-        session.captions = ["the same"] * 4
+        feed = session.feed
+        order = [i for batch in range(4 // run.train.batch_size) for i in feed.batches.at(batch)]
+        feed.latents = [feed.latents[0]] * 4  # the order differs; the pictures must not
+        feed.captions = ["the same"] * 4
         assert sorted(order) == [0, 1, 2, 3]
         session.optimizer.step = lambda: None  # type: ignore[method-assign]
         session.optimizer.zero_grad = lambda set_to_none=True: None  # type: ignore[method-assign]
@@ -225,7 +227,7 @@ def test_samples_while_training_are_those_of_compare(settings: Settings) -> None
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: range, value: float) -> None:
     """Make the gradient of these steps (counted from 0) overflow, the loss being what it was."""
-    real = Session._loss
+    real = Session.loss
 
     def poisoned(self: Session, step: int, micro: int) -> torch.Tensor:
         loss = real(self, step, micro)
@@ -233,7 +235,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: range, value: float) -> None:
             loss.register_hook(lambda gradient: gradient * value)
         return loss
 
-    monkeypatch.setattr(Session, "_loss", poisoned)
+    monkeypatch.setattr(Session, "loss", poisoned)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -266,7 +268,7 @@ def test_a_gradient_that_stays_no_number_ends_the_run(
 
 def test_min_snr_and_noise_offset_act(settings: Settings) -> None:
     plain = of(train(settings("output.name=a"))[0], events.Step)
-    for number, extra in enumerate(("train.min_snr_gamma=1", "train.noise_offset=0.5")):
+    for number, extra in enumerate(("loss.min_snr_gamma=1", "loss.noise_offset=0.5")):
         other = of(train(settings(f"output.name=b{number}", extra))[0], events.Step)
         assert other[0].loss != plain[0].loss
 
@@ -339,8 +341,8 @@ def test_a_stop_before_the_first_step_saves_nothing(settings: Settings) -> None:
 
 
 FULL = ["network.dropout=0.1", "network.rank_dropout=0.1", "network.module_dropout=0.1",
-        "dataset.caption_dropout=0.3", "train.accumulate=2", "train.noise_offset=0.1",
-        "train.min_snr_gamma=5"]
+        "dataset.caption_dropout=0.3", "train.accumulate=2", "loss.noise_offset=0.1",
+        "loss.min_snr_gamma=5"]
 
 
 @pytest.mark.parametrize("algo", ["lora", "loha"])
@@ -448,13 +450,13 @@ def test_a_state_of_another_network_is_refused(settings: Settings) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_before_it_spreads(
         settings: Settings, monkeypatch: pytest.MonkeyPatch, value: float, precision: str) -> None:
-    real = Session._loss
+    real = Session.loss
 
     def poisoned(self: Session, step: int, micro: int) -> torch.Tensor:
         loss = real(self, step, micro)
         return loss * value if step == 3 else loss
 
-    monkeypatch.setattr(Session, "_loss", poisoned)
+    monkeypatch.setattr(Session, "loss", poisoned)
     run = settings(f"train.precision={precision}")
     with pytest.raises(Diverged, match=r"loss became .* at step 4 \(pictures: .*png") as caught:
         train(run)
@@ -471,7 +473,7 @@ def test_a_loss_that_is_no_number_stops_before_it_spreads(
 
 
 @pytest.mark.parametrize(("where", "name", "words", "fix"), [
-    (Session, "_loss", "while training", "resume with train.gradient_checkpointing=true; start a "
+    (Session, "loss", "while training", "resume with train.gradient_checkpointing=true; start a "
      "new run with train.batch_size=1 and train.accumulate=2; start a new run with "
      "optimizer.name=AdamW8bit; start a new run with a lower dataset.resolution than 16"),
     (sampling, "_denoise", "while painting samples", "resume with a lower sample.width and "

@@ -18,9 +18,10 @@ from lycogui.page import Page, on
 from lycogui.parts import mount
 from lycogui.workspace import Workspace
 from lycoris import advice, algorithms, choose, plan, recipes
-from lycoris.config import LEAVES, Config
+from lycoris.config import LEAVES
 from lycoris.errors import ConfigError, LycorisError
 from lycoris.families import Family
+from lycoris.settings import Config
 
 KEPT = "algorithm"  # what view is open, and what is set in it
 EVENTS = ("look", "equal", "dim", "apply", "undo", "put", "take", "unset", "read", "measure",

@@ -13,9 +13,9 @@ from lycogui.page import Page, on, with_weights
 from lycogui.parts import mount
 from lycogui.workspace import Workspace, new_folder, run_id
 from lycoris import config, durable, plan
-from lycoris.config import Config
 from lycoris.contestants import BASE, Contestant, parse, unique
 from lycoris.errors import ConfigError, LycorisError
+from lycoris.settings import Config
 
 KEPT = "compare"  # the file beside the settings
 

@@ -14,8 +14,8 @@ from lycogui.pair import NAMES, Pair
 from lycogui.parts import mount
 from lycogui.workspace import Workspace
 from lycoris import config, plan
-from lycoris.config import Config
 from lycoris.errors import ConfigError
+from lycoris.settings import Config
 
 FOLDS = {"Sample prompts": "train samples", "Learning rate and regularisation": "train rate",
          "Noise, loss and seed": "train noise", "Captions and pictures": "train pictures",

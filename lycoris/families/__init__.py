@@ -155,6 +155,20 @@ class Family:
         return list(presets.select(cls, layers, presets.find(preset, cls)).layers)
 
 
+# What the denoiser attends to beside the picture, batch first each: e.g. the text encoder's hidden
+# states (b, tokens, features). The names are the family's own.
+Condition = Mapping[str, Tensor]
+
+
+def together(conditions: Sequence[Condition]) -> Condition:
+    """One batch of several."""
+    return {name: torch.cat([each[name] for each in conditions]) for name in conditions[0]}
+
+
+def moved(condition: Condition, device: torch.device) -> Condition:
+    return {name: tensor.to(device) for name, tensor in condition.items()}
+
+
 class Model:
     """A loaded base model. Pictures are (b, 3, h, w) in -1..1."""
 
@@ -167,10 +181,10 @@ class Model:
     def encode_image(self, pictures: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def encode_text(self, captions: Sequence[str]) -> Tensor:
+    def encode_text(self, captions: Sequence[str]) -> Condition:
         raise NotImplementedError
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """One call of the denoiser."""
         raise NotImplementedError
 

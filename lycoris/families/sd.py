@@ -21,7 +21,7 @@ from .. import objectives, tensorfile, unetnames
 from ..algorithms import Layer
 from ..errors import ModelFileError
 from ..known import Known
-from . import Family, Model
+from . import Condition, Family, Model
 
 # What a part's config must say, and what it then is.
 FACTS: Mapping[str, Mapping[str, type]] = {
@@ -304,14 +304,15 @@ class StableDiffusionModel(Model):
         shift = self.vae.config.shift_factor or 0.0
         return (mean - shift) * self.vae.config.scaling_factor
 
-    def encode_text(self, captions: Sequence[str]) -> Tensor:
-        """(b, tokens, features), padded to the model's length as in its own training."""
+    def encode_text(self, captions: Sequence[str]) -> Condition:
+        """{"hidden": (b, tokens, features)}, padded to the model's length as it was trained."""
         ids = self.tokenizer(list(captions), padding="max_length", truncation=True,
                              max_length=self.tokens, return_tensors="pt").input_ids
-        return self.text_encoder(ids.to(self.device)).last_hidden_state
+        return {"hidden": self.text_encoder(ids.to(self.device)).last_hidden_state}
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        return self.unet(x_t.to(self.dtype), t, cond.to(self.dtype), return_dict=False)[0]
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        hidden = cond["hidden"].to(self.dtype)
+        return self.unet(x_t.to(self.dtype), t, hidden, return_dict=False)[0]
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

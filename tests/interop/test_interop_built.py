@@ -11,8 +11,9 @@ import pytest
 from test_interop_sizes import as_they_write
 
 from lycoris import assignments, config, families, sizes, tensorfile
-from lycoris.config import LEAVES, NetworkConfig
+from lycoris.config import LEAVES
 from lycoris.families import Family
+from lycoris.settings import NetworkConfig
 
 peers.need("lycoris-lora")
 

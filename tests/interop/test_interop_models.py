@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from lycoris import assignments, config, contestants, convert, families, plan, sampling, trainer
-from lycoris.config import NetworkConfig
 from lycoris.families import Model
 from lycoris.network import LycorisNetwork
 from lycoris.progress import Progress
+from lycoris.settings import NetworkConfig
 
 peers.need("lycoris-lora", "PEFT")
 

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from lycoris import assignments, families, presetfile, presets, sizes, tensorfile
-from lycoris.config import ASSETS, LEAVES, NetworkConfig
+from lycoris.config import ASSETS, LEAVES
+from lycoris.settings import NetworkConfig
 
 ROWS = json.loads(Path(__file__).with_name("sizes.json").read_text("utf-8"))
 # GLoRA's Tucker form is never made, and T-LoRA's start is not in their file, wherever it is from.

@@ -1,0 +1,77 @@
+"""What the steps of a run are fed with: which pictures a batch holds, their latents and captions.
+
+Everything drawn is a function of (seed, step, place in the step), so that it is the same after a
+resume and for every adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import streams
+from .data import cache, captions
+from .data.loader import Batches
+from .families import Model
+from .plan import Plan
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some pictures of one size. `places` are theirs within the step, by which streams are drawn;
+    `x0` are their latents (b, c, h, w) on the CPU."""
+
+    step: int
+    members: tuple[int, ...]
+    places: tuple[int, ...]
+    x0: Tensor
+    texts: tuple[str, ...]
+
+
+class Feed:
+    """The endless sequence of batches of a plan; `step` and `micro` count from 0."""
+
+    def __init__(self, plan: Plan, model: Model, report: Callable[[int, int], None]):
+        """Encodes every picture; `report(done, total)` hears how far it is."""
+        self.settings = plan.config
+        pictures = plan.dataset.readable if plan.dataset else ()
+        self.latents = cache.encode(model, [p.path for p in pictures], plan.buckets, report)
+        self.captions = [captions.as_prompt(p.caption or "") for p in pictures]
+        self.names = [p.name for p in pictures]
+        train = self.settings.train
+        self.batches = Batches(plan.buckets, train.batch_size, train.seed)
+
+    @property
+    def texts(self) -> list[str]:
+        """Every text that a batch can hold, each once."""
+        return list(dict.fromkeys(["", *self.captions]))
+
+    def batch(self, step: int, micro: int) -> Batch:
+        members = self.members(step, micro)
+        first = micro * self.settings.train.batch_size
+        places = [first + i for i in range(len(members))]
+        return Batch(step, tuple(members), tuple(places),
+                     torch.stack([self.latents[i] for i in members]),
+                     tuple(self._caption(i, step, place)
+                           for i, place in zip(members, places, strict=True)))
+
+    def members(self, step: int, micro: int) -> list[int]:
+        return self.batches.at(step * self.settings.train.accumulate + micro)
+
+    def named(self, step: int) -> list[str]:
+        """The pictures of a whole step."""
+        return [self.names[i] for micro in range(self.settings.train.accumulate)
+                for i in self.members(step, micro)]
+
+    def epoch(self, steps: int) -> float:
+        """How often each picture has been seen after so many steps."""
+        return steps * self.settings.train.accumulate / self.batches.per_epoch
+
+    def _caption(self, index: int, step: int, place: int) -> str:
+        run = self.settings
+        dropped = (streams.uniform(run.train.seed, "caption", step, place)
+                   < run.dataset.caption_dropout)
+        return "" if dropped else self.captions[index]

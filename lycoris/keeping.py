@@ -1,0 +1,100 @@
+"""What a run leaves on disk while it trains: states to resume from, checkpoints, the adapter."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import (
+    adapterfile,
+    checkpoint,
+    config,
+    durable,
+    events,
+    metadata,
+    tensorfile,
+    thumbnail,
+)
+from .checkpoint import Progress
+from .errors import DiskError
+from .network import LycorisNetwork
+from .plan import Plan, facts_of, shows_thumbnail
+
+
+@dataclass
+class Keeper:
+    """Writes into the run folder `where` what the run has come to."""
+
+    plan: Plan
+    where: Path
+    emit: Callable[[events.Event], None]
+    network: LycorisNetwork
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+    def save(self, progress: Progress) -> None:
+        """A checkpoint: the state to resume from, then the adapter file, then the old ones go."""
+        self._save_state(progress)
+        name = config.run_name(self.plan.config)
+        folder = durable.make_folder(self.where / "checkpoints")
+        self._save_adapter(folder / f"{name}-{progress.step:06d}.safetensors", progress)
+        keep = self.plan.config.train.keep_checkpoints
+        if keep:
+            self.unless_held(checkpoint.prune, folder, name, progress.step, keep)
+
+    def finish(self, progress: Progress) -> Path:
+        """The last state, and the adapter under the run's own name."""
+        self._save_state(progress)
+        name = config.run_name(self.plan.config)
+        return self._save_adapter(self.where / f"{name}.safetensors", progress)
+
+    def resume(self) -> Progress:
+        """From the newest whole state; a fresh run gets its times and its id here."""
+        state, problems = checkpoint.load(self.where / "state")
+        before = ("The checkpoint before it is used." if state else
+                  "No checkpoint is whole, so the run starts from the beginning.")
+        for text in problems:
+            self.emit(events.Warned(text, before))
+        if state is None:
+            now = time.time()
+            return Progress(started=now, session=int(now * 1000) % 10**10)
+        state.restore(self.network, self.optimizer)
+        if state.scaler:
+            self.scaler.load_state_dict(dict(state.scaler))
+        return state.progress
+
+    def unless_held(self, remove: Callable[..., None], *what: Any) -> None:
+        """Superfluous files go; one that another program holds open (Windows) ends no run."""
+        try:
+            remove(*what)
+        except DiskError as error:
+            self.emit(events.Warned(error.message, error.fix))
+
+    def _save_state(self, progress: Progress) -> None:
+        folder = durable.make_folder(self.where / "state")
+        checkpoint.save(folder, self.network, self.optimizer, progress, self.scaler.state_dict())
+        self.unless_held(checkpoint.tidy, folder, progress.step)
+
+    def _save_adapter(self, path: Path, progress: Progress) -> Path:
+        run, plan = self.plan.config, self.plan
+        dtype = tensorfile.DTYPES[run.output.dtype]
+        facts = replace(facts_of(run, plan.buckets), step=progress.step,
+                        loss=progress.loss_avg, started=progress.started,
+                        finished=time.time(), session=progress.session,
+                        thumbnail=self._thumbnail())
+        tensors = {key: t.to(dtype) for key, t in self.network.file_tensors().items()}
+        described = metadata.describe(run, plan.family, plan.dataset, facts)
+        adapterfile.write(path, tensors, None, metadata.with_hashes(described, tensors))
+        self.emit(events.Saved(progress.step, str(path.relative_to(self.where)),
+                               path.stat().st_size))
+        return path
+
+    def _thumbnail(self) -> str:
+        """The newest sample of the first prompt; empty where none is wanted or there."""
+        painted = sorted((self.where / "samples").glob("step-*-00.png"))
+        return thumbnail.of(painted[-1]) if painted and shows_thumbnail(self.plan.config) else ""

@@ -1,0 +1,22 @@
+"""The base model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from ..knobs import Knob
+
+DTYPES = ("fp16", "bf16", "fp32")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    base: Annotated[str, Knob("Folder of the base model, in the diffusers layout.", file=True,
+                              label="Base model")] = "assets/tiny-sd"
+    family: Annotated[str, Knob("Kind of model; auto reads it from the base's files. The name of "
+                                "a known model tells what it would cost, without its files.",
+                                label="Sizes for", catalogue="families")] = "auto"
+    dtype: Annotated[str, Knob("Precision the frozen base is held in; auto follows "
+                               "train.precision.", choices=("auto", *DTYPES),
+                               label="Precision of the base")] = "auto"

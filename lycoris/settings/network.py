@@ -1,0 +1,53 @@
+"""The adapter: which algorithm, how large, on which layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from ..knobs import Knob
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    algo: Annotated[str, Knob("How the change of a weight is written down.", label="Algorithm",
+                              catalogue="algorithms")] = "lora"
+    preset: Annotated[str, Knob("Which layers are adapted: a preset, one of your own in the folder "
+                                "presets, or the path of a .toml file.", label="Layers",
+                                catalogue="presets", file=True)] = "attn-mlp"
+    dim: Annotated[int, Knob("Rank of each factor.", 1, 1_000_000)] = 16
+    alpha: Annotated[float, Knob("The change is scaled by alpha / dim.", 0.01, 1_000_000)] = 8.0
+    conv_dim: Annotated[int | None, Knob("Dim of the convolutions larger than 1x1; 0 leaves them "
+                                         "out.", 0, 1_000_000, none="same")] = None
+    conv_alpha: Annotated[float | None, Knob("Alpha of the convolutions larger than 1x1.", 0.01,
+                                             1_000_000, none="same")] = None
+    text_encoder: Annotated[bool, Knob("Train the text encoder too.")] = True
+    options: Annotated[dict[str, Any], Knob("The algorithm's own settings.")] = field(
+        default_factory=dict)
+    train_norm: Annotated[bool, Knob("Train the normalisation layers of the chosen blocks "
+                                     "too.")] = False
+    dora_wd: Annotated[bool, Knob("DoRA: learn each row's length apart from its direction.",
+                                  label="DoRA")] = False
+    wd_on_output: Annotated[bool, Knob("DoRA: lengths per output row; off: per input "
+                                       "column.", label="DoRA on output")] = True
+    dora_detach: Annotated[bool, Knob("DoRA: no gradient through the length of W + dW, as in its "
+                                      "paper; off: through it, as LyCORIS does.",
+                                      label="DoRA norm detached")] = True
+    rs_lora: Annotated[bool, Knob("Rank-stabilised scale: alpha / sqrt(dim) instead of "
+                                  "alpha / dim.", label="rsLoRA")] = False
+    init: Annotated[str, Knob("Start values: default; orthogonal; pissa (LoRA only: begins as the "
+                              "weight's leading directions, learns faster, file of twice the dim).",
+                              choices=("default", "orthogonal", "pissa"), label="Start")] = (
+        "default")
+    use_scalar: Annotated[bool, Knob("Learn one scale per layer, starting at zero.",
+                                     label="Trained scalar")] = False
+    dropout: Annotated[float, Knob("Share of the adapter's outputs dropped while training.",
+                                   0, 0.95, 0.05)] = 0.0
+    rank_dropout: Annotated[float, Knob("Share of the ranks dropped while training.",
+                                        0, 0.95, 0.05)] = 0.0
+    module_dropout: Annotated[float, Knob("Chance that a layer's adapter sits out a step.",
+                                          0, 0.95, 0.05)] = 0.0
+    rules: Annotated[tuple[dict[str, Any], ...], Knob(
+        "Exceptions, one a line, the first that matches a layer counts: match = \"*attn2*\", "
+        "dim = 4. Also algo, alpha, lr, options, exclude = true.",
+        label="Rules for single layers")] = ()

@@ -1,0 +1,24 @@
+"""Where the adapter goes and what its file says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from ..knobs import Knob
+from .model import DTYPES
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    folder: Annotated[str, Knob("Folder that holds the runs.", file=True)] = "runs"
+    name: Annotated[str, Knob("Name of the run and of its adapter; empty: the dataset's and the "
+                              "algorithm's.")] = ""
+    dtype: Annotated[str, Knob("Precision of the saved adapter.", choices=DTYPES)] = "fp16"
+    trigger: Annotated[str, Knob("Words that call what was taught, written into the file for "
+                                 "whoever uses it.", label="Trigger words")] = ""
+    author: Annotated[str, Knob("Written into the file.")] = ""
+    license: Annotated[str, Knob("Written into the file.")] = ""
+    description: Annotated[str, Knob("Written into the file.")] = ""
+    thumbnail: Annotated[bool, Knob("Put the last sample picture into the file, 24 KiB; some "
+                                    "programs show it.")] = False

@@ -1,0 +1,27 @@
+"""Pictures painted on the way and for comparisons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from ..knobs import Knob
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    prompts: Annotated[tuple[str, ...], Knob("One prompt a line.")] = ("a zorb on grass",)
+    negative: Annotated[str, Knob("What the pictures should not show.",
+                                  label="Negative prompt")] = ""
+    seeds: Annotated[tuple[int, ...], Knob("Each seed is one starting noise, the same for every "
+                                           "contestant.", 0, 2**63 - 1)] = (1, 2)
+    steps: Annotated[int, Knob("Denoising steps a picture.", 1, 1000)] = 25
+    guidance: Annotated[float, Knob("How strongly the prompt is followed (CFG); 1 is off.", 0, 50,
+                                    0.5, label="CFG")] = 7.0
+    sampler: Annotated[str, Knob("The sampler.", catalogue="samplers")] = "DPM++ 2M"
+    width: Annotated[int | None, Knob("Width of the pictures.", 8, 4096, 8, unit="px",
+                                      none="training resolution")] = None
+    height: Annotated[int | None, Knob("Height of the pictures.", 8, 4096, 8, unit="px",
+                                       none="training resolution")] = None
+    every: Annotated[int, Knob("Steps between sample pictures; 0: none.", 0, 10_000_000,
+                               label="Sample every")] = 250

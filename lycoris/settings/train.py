@@ -1,0 +1,33 @@
+"""How long, how fast, on what; and what is kept on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from ..knobs import Knob
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: Annotated[int, Knob("Optimiser steps.", 1, 10_000_000)] = 1500
+    batch_size: Annotated[int, Knob("Pictures in one forward pass.", 1, 4096)] = 1
+    accumulate: Annotated[int, Knob("Batches added up before one optimiser step.", 1, 4096,
+                                    label="Gradient accumulation")] = 1
+    seed: Annotated[int, Knob("Fixes order, captions, timesteps and noise; two runs with the same "
+                              "seed see the same, whatever their algorithm.", 0, 2**63 - 1)] = 42
+    precision: Annotated[str, Knob("Arithmetic of the forward pass; auto: fp32 on a CPU, bf16 "
+                                   "where the GPU has it, else fp16.",
+                                   choices=("auto", "fp32", "bf16", "fp16"))] = "auto"
+    device: Annotated[str, Knob("auto, cpu, cuda, cuda:1, mps.")] = "auto"
+    gradient_checkpointing: Annotated[bool, Knob("Compute activations twice instead of keeping "
+                                                 "them: less memory, slower.")] = False
+    clip_norm: Annotated[float, Knob("Longest allowed gradient; 0 is off.", 0, 1000,
+                                     label="Gradient clipping")] = 1.0
+    max_norm: Annotated[float, Knob("Longest allowed change of a layer, its Frobenius norm; shrunk "
+                                    "after each step. 1 is usual; 0 is off.", 0, 1000,
+                                    label="Max norm")] = 0.0
+    checkpoint_every: Annotated[int, Knob("Steps between checkpoints; 0: only at the end.",
+                                          0, 10_000_000)] = 250
+    keep_checkpoints: Annotated[int, Knob("How many of the latest checkpoints stay on disk; "
+                                          "0 keeps all.", 0, 10_000)] = 3
