@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import streams
-from .data import cache, captions
+from .data import cache, captions, folder
 from .data.loader import Batches
 from .families import Model
 from .plan import Plan
@@ -22,13 +22,18 @@ from .plan import Plan
 @dataclass(frozen=True)
 class Batch:
     """Some pictures of one size. `places` are theirs within the step, by which streams are drawn;
-    `x0` are their latents (b, c, h, w) on the CPU."""
+    `x0` are their latents (b, c, h, w) on the CPU. For each picture also: the weight of its loss,
+    whether it is a regularisation picture, and how it was cut out, in pixels."""
 
     step: int
     members: tuple[int, ...]
     places: tuple[int, ...]
     x0: Tensor
     texts: tuple[str, ...]
+    masks: Tensor | None  # (b, 1, h, w) in 0..1, as large as the latents: what counts of a picture
+    weights: tuple[float, ...]
+    prior: tuple[bool, ...]
+    sizes: tuple[folder.Cut, ...]
 
 
 class Feed:
@@ -41,6 +46,8 @@ class Feed:
         self.latents = cache.encode(model, [p.path for p in pictures], plan.buckets, report)
         self.captions = [captions.as_prompt(p.caption or "") for p in pictures]
         self.names = [p.name for p in pictures]
+        self.cuts = [folder.cut(p.size, bucket)
+                     for p, bucket in zip(pictures, plan.buckets, strict=True) if p.size]
         train = self.settings.train
         self.batches = Batches(plan.buckets, train.batch_size, train.seed)
 
@@ -56,7 +63,9 @@ class Feed:
         return Batch(step, tuple(members), tuple(places),
                      torch.stack([self.latents[i] for i in members]),
                      tuple(self._caption(i, step, place)
-                           for i, place in zip(members, places, strict=True)))
+                           for i, place in zip(members, places, strict=True)),
+                     None, (1.0,) * len(members), (False,) * len(members),
+                     tuple(self.cuts[i] for i in members))
 
     def members(self, step: int, micro: int) -> list[int]:
         return self.batches.at(step * self.settings.train.accumulate + micro)

@@ -95,6 +95,12 @@ def test_fit_covers_and_crops_evenly(tmp_path: Path) -> None:
                        -torch.ones(3, 8, 4))
 
 
+def test_how_a_picture_is_cut_is_told_in_the_pixels_of_the_scaled_one() -> None:
+    assert folder.cut((60, 20), (20, 20)) == (20, 60, 0, 20, 20, 20)
+    assert folder.cut((100, 400), (50, 100)) == (400, 100, 50, 0, 100, 50)
+    assert folder.cut((8, 8), (8, 8)) == (8, 8, 0, 0, 8, 8)
+
+
 TEXTS = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\r\x00"),
                 max_size=60)
 

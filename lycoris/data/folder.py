@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -36,6 +37,17 @@ class Picture:
     @property
     def name(self) -> str:
         return self.path.name
+
+
+class Cut(NamedTuple):
+    """How a picture was cut out, in pixels: as it was, the corner after scaling, what came out."""
+
+    original_height: int
+    original_width: int
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,14 @@ def decode(path: Path) -> Image.Image:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path.name} is damaged: {error}.",
                            "Save it again, or take it out of the folder.", [path]) from error
+
+
+def cut(size: tuple[int, int], bucket: tuple[int, int]) -> Cut:
+    """How `fit` cuts a picture of (width, height) for a bucket."""
+    width, height = size
+    scale = max(bucket[0] / width, bucket[1] / height)
+    return Cut(height, width, max(0, round((height * scale - bucket[1]) / 2)),
+               max(0, round((width * scale - bucket[0]) / 2)), bucket[1], bucket[0])
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> Tensor:
