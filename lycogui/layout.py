@@ -67,6 +67,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     "train pictures": (
         Place("dataset.resolution", "number"), Place("dataset.bucket_step", "number"),
         Place("dataset.bucket"), Place("dataset.caption_dropout"),
+        Place("dataset.caption_chunks", "number"), Place("model.clip_skip", "number"),
     ),
     "train memory": (
         Place("train.accumulate", "number"), Place("train.gradient_checkpointing"),

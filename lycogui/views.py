@@ -48,12 +48,12 @@ def gallery(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     family = _family(workspace)
     version = _digest(str(dataset.folder.resolve()), *(
         f"{p.name}{p.caption}{p.problem}{_modified(p.path)}" for p in dataset.pictures),
-        f"{run.dataset.resolution} {family and family.base}")
+        f"{run.dataset.resolution} {run.dataset.caption_chunks} {family and family.base}")
     found: dict[str, Any] = {"folder": str(dataset.folder), "version": version}
     if given.get("version") == version:
         return found
     counts = _tokens(family, [p.caption or "" for p in dataset.pictures])
-    limit = family.max_tokens if family else None
+    limit = family.max_tokens * run.dataset.caption_chunks if family else None
     problems = dataset.problems(run.dataset.resolution)
     long = [p for p, count in zip(dataset.pictures, counts, strict=True)
             if count is not None and limit is not None and count > limit]

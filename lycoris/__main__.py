@@ -169,9 +169,10 @@ def dataset(options: argparse.Namespace, terminal: Terminal, signals: Signals) -
     counts = family.count_tokens([p.caption or "" for p in found.pictures])
     problems = {kind: [p.name for p in pictures]
                 for kind, pictures in found.problems(run.dataset.resolution).items()}
-    problems |= {f"longer than {family.max_tokens} tokens": names} if (names := [
+    limit = family.max_tokens * run.dataset.caption_chunks
+    problems |= {f"longer than {limit} tokens": names} if (names := [
         p.name for p, count in zip(found.pictures, counts, strict=True)
-        if count > family.max_tokens]) else {}
+        if count > limit]) else {}
     data = {"folder": found.folder, "pictures": len(found), "problems": problems,
             "items": [{"name": p.name, "size": p.size, "caption": p.caption, "tokens": count}
                       for p, count in zip(found.pictures, counts, strict=True)]}

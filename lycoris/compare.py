@@ -20,6 +20,7 @@ from . import (
     durable,
     events,
     grid,
+    loading,
     plan,
     sampling,
 )
@@ -53,7 +54,7 @@ def check(run: Config, takers: Sequence[Contestant]) -> Family:
     if problems:
         raise ConfigError(problems)
     family = open_base(config.find(run.model.base), run.model.family)
-    plan.check_sides(run, family)
+    plan.check_base(run, family)
     return family
 
 
@@ -70,7 +71,7 @@ def run(run: Config, takers: Sequence[Contestant], where: Path,
     precision = devices.precision(run.train.precision, device)
     emit(events.Stage("loading the model", 0, 0))
     try:
-        model = family.load(device, devices.base_dtype(run.model.dtype, precision))
+        model = loading.load(run, family, device, precision)
         networks: dict[str, LycorisNetwork | None] = {}
         recipe = _recipe(run, family, takers)
         for taker, described in zip(takers, recipe["contestants"], strict=True):

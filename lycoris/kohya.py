@@ -48,7 +48,8 @@ FLAGS = {  # arguments that mean one of our settings as they stand
     "max_grad_norm": "train.clip_norm", "scale_weight_norms": "train.max_norm",
     "save_every_n_steps": "train.checkpoint_every", "sample_every_n_steps": "sample.every",
     "caption_dropout_rate": "dataset.caption_dropout", "enable_bucket": "dataset.bucket",
-    "bucket_reso_steps": "dataset.bucket_step", "output_name": "output.name",
+    "bucket_reso_steps": "dataset.bucket_step",
+    "clip_skip": "model.clip_skip", "output_name": "output.name",
     "metadata_author": "output.author", "metadata_license": "output.license",
     "metadata_description": "output.description"}
 PATHS = ("pretrained_model_name_or_path", "train_data_dir", "output_dir", "logging_dir", "vae",

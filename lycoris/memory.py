@@ -247,7 +247,7 @@ def _cache(plan: Plan, device: str, table: Table | None) -> Iterator[Item]:
     yield Item("cache", "latents of all pictures", latents)
     if table is not None and not _learning_text(plan, table):
         texts = len({"", *(p.caption or "" for p in pictures)})
-        tokens = plan.family.max_tokens + 2
+        tokens = (plan.family.max_tokens + 2) * plan.config.dataset.caption_chunks
         yield Item("cache", "what the captions became", round(
             texts * tokens * _text_width(plan) * WIDTHS[base_dtype(plan.config, device)]))
 

@@ -79,6 +79,9 @@ def describe(run: Config, family: Family, dataset: Dataset | None, facts: Facts)
         "ss_max_grad_norm": _number(train.clip_norm),
         "ss_min_snr_gamma": _number(run.loss.min_snr_gamma) if run.loss.min_snr_gamma else "None",
         "ss_noise_offset": _number(run.loss.noise_offset) if run.loss.noise_offset else "None",
+        "ss_clip_skip": (str(run.model.clip_skip)
+                         if run.model.clip_skip > 1 and family.clip_skips else "None"),
+        "ss_max_token_length": _token_length(run, family),
         "ss_caption_dropout_rate": _number(run.dataset.caption_dropout),
         "ss_resolution": str((side, side)),
         "ss_enable_bucket": str(run.dataset.bucket),
@@ -158,6 +161,11 @@ def _modelspec(run: Config, facts: Facts) -> dict[str, str]:
 
 def _number(value: float) -> str:
     return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
+def _token_length(run: Config, family: Family) -> str:
+    chunks = run.dataset.caption_chunks
+    return str(chunks * family.max_tokens) if chunks > 1 else "None"
 
 
 def _text_encoder_lr(run: Config) -> str:

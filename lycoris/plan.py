@@ -105,7 +105,7 @@ def make(run: Config, *, family: Family | None = None, dataset: Dataset | None =
     if need_dataset and dataset is not None:
         family.require_files()
         folder.require_trainable(dataset)
-    check_sides(run, family)
+    check_base(run, family)
     assignments = tuple(assign_family(family, run.network))
     chosen = _buckets(run, dataset)
     draft = Plan(run, family, assignments, dataset, chosen, _measured(run, family, assignments,
@@ -235,8 +235,9 @@ def names() -> dict[str, tuple[str, ...]]:
     }
 
 
-def check_sides(run: Config, family: Family) -> None:
-    """Sides must be multiples of what the model halves; ConfigError names each that is not."""
+def check_base(run: Config, family: Family) -> None:
+    """Sides must be multiples of what the model halves, and its text encoder must have the layer
+    that is read; ConfigError names each setting that cannot be."""
     unit = family.side_multiple
     sides = {"dataset.bucket_step": run.dataset.bucket_step,
              "sample.width": run.sample.width, "sample.height": run.sample.height}
@@ -250,6 +251,10 @@ def check_sides(run: Config, family: Family) -> None:
         problems["dataset.bucket_step"] = (
             f"dataset.bucket_step is {run.dataset.bucket_step}, more than the resolution "
             f"{run.dataset.resolution}. Set it to {unit}.")
+    if family.clip_skips and run.model.clip_skip > family.text_layers:
+        problems["model.clip_skip"] = (
+            f"model.clip_skip is {run.model.clip_skip}; this model's text encoder has "
+            f"{family.text_layers} layers. Set it to 1, or to 2 for most anime models.")
     if problems:
         raise ConfigError(problems)
 
@@ -283,6 +288,10 @@ def _warnings(plan: Plan) -> list[Warned]:
                 "pictures, so batches are smaller.", "Lower train.batch_size, or raise "
                 "train.accumulate."))
     found += surprises.network(run, plan.family, plan.assignments)
+    if run.model.clip_skip > 1 and not plan.family.clip_skips:
+        found.append(Warned(
+            f"model.clip_skip is {run.model.clip_skip}, but which layers of its text encoders "
+            f"{plan.family.label} reads is part of the model: it does nothing.", "Set it to 1."))
     if run.dataset.resolution > 2 * plan.family.resolution:
         found.append(Warned(
             f"The base model was made for {plan.family.resolution} px, dataset.resolution is "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from . import config, contestants, devices, events, plan, sampling
+from . import config, contestants, devices, events, loading, plan, sampling
 from .contestants import Contestant
 from .errors import ConfigError, OutOfMemory
 from .families import open_base
@@ -23,14 +23,14 @@ def run(run: Config, taker: Contestant, where: Path, emit: Callable[[events.Even
         raise ConfigError({"sample.prompts": "there is nothing to paint; give sample.prompts and "
                                              "sample.seeds"})
     family = open_base(config.find(run.model.base), run.model.family)
-    plan.check_sides(run, family)
+    plan.check_base(run, family)
     device = devices.choose(run.train.device)
     precision = devices.precision(run.train.precision, device)
     how = sampling.settings_of(run.sample, run.dataset.resolution, family.side_multiple)
     emit(events.Stage("loading the model", 0, 0))
     written: list[Path] = []
     try:
-        model = family.load(device, devices.base_dtype(run.model.dtype, precision))
+        model = loading.load(run, family, device, precision)
         network, _ = contestants.load(taker, family, model)
         if network is not None:
             network.apply_to()

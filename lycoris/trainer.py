@@ -16,6 +16,7 @@ from . import (
     disk,
     durable,
     events,
+    loading,
     machine,
     optimizers,
     relief,
@@ -81,8 +82,7 @@ class Session:
         durable.sweep(self.where)
         disk.require(self.plan, self.where)
         emit(events.Stage(LOADING, 0, 0))
-        self.model: Model = self.plan.family.load(
-            self.device, devices.base_dtype(run.model.dtype, self.precision))
+        self.model: Model = loading.load(run, self.plan.family, self.device, self.precision)
         self.watch = machine.Watch(self.plan, self.device)
         self.doing = ENCODING
         self.feed = Feed(self.plan, self.model,

@@ -78,4 +78,4 @@ def describe(page: Page, values: dict[Any, Any]) -> str:
     prediction = family.metadata["modelspec.prediction_type"]
     return (f"<p class='note'><b>{html.escape(family.base.name)}</b>, {html.escape(family.label)}. "
             f"Made for {family.resolution} px, predicts {html.escape(prediction)}, "
-            f"{len(family.layers)} layers, captions of up to {family.max_tokens} tokens.</p>")
+            f"{len(family.layers)} layers, captions of {family.max_tokens} tokens a chunk.</p>")

@@ -128,7 +128,7 @@ def start(workspace: Workspace, run: Config, prompts: tuple[str, ...], names: li
         raise ConfigError({"": "write at least one prompt and one seed"})
     made = config.build({**config.to_dict(run), "sample.prompts": prompts})
     plan.check_names(made)
-    plan.check_sides(made, workspace.base(made))
+    plan.check_base(made, workspace.base(made))
     folder = new_folder(workspace.comparisons_folder)
     settings = durable.write_text(folder / "settings.toml", config.dump(made))
     sample = made.sample

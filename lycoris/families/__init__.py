@@ -6,6 +6,7 @@ and without diffusers: layers, presets, key names, tokens. `load` gives the `Mod
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..algorithms import Layer
 from ..errors import ConfigError, ModelFileError
 from ..known import Known
 from ..objectives import Objective
+from ..prompts import Reading
 from ..registry import discover, pick
 
 
@@ -37,13 +39,14 @@ class Family:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     blocks: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     classes: ClassVar[Mapping[str, str]] = {}  # {class name of a bare module: its part}
+    clip_skips: ClassVar[bool] = True  # False: its text encoders' layer is part of what it is
 
     base: Path
     layers: tuple[Layer, ...]
     side_multiple: int  # pictures' sides must be multiples of this, in pixels
     latent_scale: int  # pixels of one latent's side
     resolution: int  # the side it was made for, in pixels
-    max_tokens: int  # words of a caption that are read, in tokens
+    max_tokens: int  # words that one chunk of a caption holds, in tokens
     metadata: Mapping[str, str]  # what an adapter's file says of its base
     known: Known | None = None  # set where it is known by name alone and `base` is another model
 
@@ -80,6 +83,13 @@ class Family:
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption as the text encoder will count them, without the two ends."""
         raise NotImplementedError
+
+    @property
+    def text_layers(self) -> int:
+        """How many layers the (first) text encoder has."""
+        places = (re.search(r"\blayers\.(\d+)\.", layer.name) for layer in self.layers
+                  if layer.part == "text_encoder")
+        return 1 + max((int(place[1]) for place in places if place), default=0)
 
     @property
     def weights(self) -> Mapping[str, tensorfile.Lazy]:
@@ -177,11 +187,13 @@ class Model:
     scheduler_config: Mapping[str, Any]
     device: torch.device
     latent_channels: int
+    reading: Reading = Reading()
 
     def encode_image(self, pictures: Tensor) -> Tensor:
         raise NotImplementedError
 
     def encode_text(self, captions: Sequence[str]) -> Condition:
+        """Of captions, taken literally; as many chunks each as `reading` says."""
         raise NotImplementedError
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:

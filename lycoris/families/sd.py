@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .. import objectives, tensorfile, unetnames
+from .. import objectives, prompts, tensorfile, unetnames
 from ..algorithms import Layer
 from ..errors import ModelFileError
 from ..known import Known
@@ -184,7 +184,7 @@ class StableDiffusion(Family):
         from tokenizers import Tokenizer
 
         first, *others = self._tokenizer_files()
-        tokenizer = _clip_tokenizer(first, *others) if others else Tokenizer.from_file(str(first))
+        tokenizer = prompts.clip_tokenizer(first, *others) if others else Tokenizer.from_file(str(first))
         tokenizer.no_truncation()
         tokenizer.no_padding()
         encoded = tokenizer.encode_batch(list(captions), add_special_tokens=False)
@@ -282,11 +282,12 @@ class StableDiffusionModel(Model):
         with _reading(family.base, "tokenizer"):
             self.tokenizer = transformers.CLIPTokenizer.from_pretrained(
                 folder, subfolder="tokenizer", local_files_only=True)
-        self.tokens = family.max_tokens + 2
         _refuse_other_vocabulary(len(self.tokenizer), family)
         self.unet = part(diffusers.UNet2DConditionModel, "unet", dtype)
         self.text_encoder = part(transformers.CLIPTextModel, "text_encoder", dtype)
         self.vae = part(diffusers.AutoencoderKL, "vae", torch.float32)
+        self.encoders = (
+            prompts.Encoder(self.tokenizer, self.text_encoder, family.max_tokens + 2),)
         self.scheduler_config = family.scheduler_config
         with _reading(family.base, "scheduler"):
             noise = diffusers.DDPMScheduler.from_config(self.scheduler_config)
@@ -306,9 +307,13 @@ class StableDiffusionModel(Model):
 
     def encode_text(self, captions: Sequence[str]) -> Condition:
         """{"hidden": (b, tokens, features)}, padded to the model's length as it was trained."""
-        ids = self.tokenizer(list(captions), padding="max_length", truncation=True,
-                             max_length=self.tokens, return_tensors="pt").input_ids
-        return {"hidden": self.text_encoder(ids.to(self.device)).last_hidden_state}
+        return self._encoded([prompts.literal(encoder, captions, self.reading.chunks)
+                              for encoder in self.encoders])
+
+    def _encoded(self, read: Sequence[Sequence[Sequence[prompts.Chunk]]]) -> Condition:
+        """The condition of the texts as each of the encoders reads them."""
+        found = prompts.encode(self.encoders[0], read[0], self.reading.clip_skip)
+        return {"hidden": found.hidden}
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         hidden = cond["hidden"].to(self.dtype)
@@ -380,19 +385,3 @@ def _refuse_other_vocabulary(tokens: int, family: StableDiffusion) -> None:
             f"The tokenizer of {family.base} knows {tokens:,} tokens, its text encoder "
             f"{family.vocabulary:,}.",
             "Copy both folders, tokenizer and text_encoder, from where the model came from.")
-
-
-def _clip_tokenizer(vocabulary: Path, merges: Path) -> Any:
-    """CLIP's byte-level BPE from vocab.json and merges.txt, for folders without tokenizer.json."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-
-    tokenizer = Tokenizer(models.BPE.from_file(
-        str(vocabulary), str(merges), unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Sequence([
-        normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
-    words = (r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]"
-             r"|[^\s\p{L}\p{N}]+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(words), behavior="removed", invert=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    return tokenizer

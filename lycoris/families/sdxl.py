@@ -30,6 +30,7 @@ class StableDiffusionXL(StableDiffusion):
     name = "sdxl"
     label = "SDXL"
     order = 2
+    clip_skips = False
     prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
     other_prefixes = {
         "unet": StableDiffusion.other_prefixes["unet"],

@@ -20,3 +20,6 @@ class DatasetConfig:
                                      unit="px")] = 64
     caption_dropout: Annotated[float, Knob("Share of the captions left out, so that guidance "
                                            "keeps working.", 0, 1, 0.05)] = 0.05
+    caption_chunks: Annotated[int, Knob("Longest caption, in chunks of 75 tokens; what is beyond "
+                                        "is not read. Every caption costs as many.", 1, 8,
+                                        label="Chunks of a caption")] = 1

@@ -20,3 +20,6 @@ class ModelConfig:
     dtype: Annotated[str, Knob("Precision the frozen base is held in; auto follows "
                                "train.precision.", choices=("auto", *DTYPES),
                                label="Precision of the base")] = "auto"
+    clip_skip: Annotated[int, Knob("Layer of the text encoder that is read, counted from the last. "
+                                   "Anime models of SD 1.x want 2; SDXL has its own.", 1, 12,
+                                   label="Clip skip")] = 1
