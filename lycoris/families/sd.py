@@ -184,7 +184,8 @@ class StableDiffusion(Family):
         from tokenizers import Tokenizer
 
         first, *others = self._tokenizer_files()
-        tokenizer = prompts.clip_tokenizer(first, *others) if others else Tokenizer.from_file(str(first))
+        tokenizer = (prompts.clip_tokenizer(first, *others) if others
+                     else Tokenizer.from_file(str(first)))
         tokenizer.no_truncation()
         tokenizer.no_padding()
         encoded = tokenizer.encode_batch(list(captions), add_special_tokens=False)
