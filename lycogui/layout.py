@@ -70,7 +70,8 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
         Place("dataset.caption_chunks", "number"), Place("model.clip_skip", "number"),
     ),
     "train memory": (
-        Place("train.accumulate", "number"), Place("train.gradient_checkpointing"),
+        Place("train.accumulate", "number"), Place("train.split", "number"),
+        Place("train.gradient_checkpointing"), Place("train.retry_smaller"),
         Place("train.precision"), Place("train.device"),
     ),
     "train output": (

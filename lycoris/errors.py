@@ -103,6 +103,7 @@ class OutOfMemory(LycorisError):
         found = list(suggestions)
         fix = "Try, in this order: " + "; ".join(found) + "." if found else ""
         super().__init__(f"The device ran out of memory while {stage}.", fix)
+        self.stage = stage
 
 
 class Diverged(LycorisError):
