@@ -86,6 +86,6 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     ),
     "compare more": (
         Place("sample.sampler"), Place("sample.negative"), Place("sample.width"),
-        Place("sample.height"),
+        Place("sample.height"), Place("sample.embeddings"),
     ),
 }

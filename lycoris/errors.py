@@ -73,6 +73,15 @@ class AdapterError(LycorisError):
         self.keys = tuple(keys)
 
 
+class EmbeddingError(LycorisError):
+    """A textual-inversion embedding that a prompt names and this base cannot take."""
+
+    kind = "embedding"
+
+    def __init__(self, message: str, fix: str = ""):
+        super().__init__(message, fix, field="sample.embeddings")
+
+
 class RunError(LycorisError):
     """A run folder that is busy, missing or not what was expected."""
 

@@ -18,7 +18,7 @@ FLOORS = {
         "optimizers",
         "samplers", "devices", "guideline", "algorithms", "families", "captioners", "presetfile",
         "presets", "unetnames", "paths", "effort", "products", "quantised", "lowrank",
-        "progress", "prompts"),
+        "progress", "prompts", "emphasis", "embeddings"),
     3: ("data", "assignments", "sizes", "published", "metadata", "thumbnail", "plan", "adapterfile",
         "adapter", "slot", "network", "checkpoint", "sampling", "contestants", "grid", "wrapper",
         "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance", "surprises",
