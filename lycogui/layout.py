@@ -25,6 +25,14 @@ class Place:
     names: Mapping[str, str] = field(default_factory=dict)
 
 
+WEIGHTINGS = {"none": "none, as the model was made", "min-snr": "min-SNR",
+              "soft-min-snr": "soft min-SNR", "debiased": "debiased estimation", "p2": "P2"}
+DISTANCES = {"l2": "L2, squared", "l1": "L1, absolute", "huber": "Huber",
+             "smooth-l1": "smooth L1"}
+TIMESTEPS = {"uniform": "all alike", "logit-normal": "logit-normal (sigmoid)",
+             "cosmap": "cosmap, the middle more often", "detail": "detail, low ones more often",
+             "composition": "composition, high ones more often"}
+
 SECTIONS: dict[str, tuple[Place, ...]] = {
     "base": (Place("model.base"), Place("model.dtype")),
     "folder": (Place("dataset.folder", info=False),),
@@ -61,8 +69,23 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
         Place("train.max_norm", "number"), Place("optimizer.args", lines=2),
     ),
     "train noise": (
-        Place("loss.min_snr_gamma", "number"), Place("loss.noise_offset"),
-        Place("train.seed", "number"),
+        Place("train.seed", "number"), Place("loss.noise_offset", "number"),
+        Place("loss.noise_offset_random"), Place("loss.adaptive_offset", "number"),
+        Place("loss.pyramid_iterations", "number"), Place("loss.pyramid_discount", "number"),
+        Place("loss.input_perturbation", "number"),
+    ),
+    "train loss": (
+        Place("loss.distance", names=DISTANCES), Place("loss.huber_c", "number"),
+        Place("loss.huber_schedule"),
+        Place("loss.weighting", names=WEIGHTINGS), Place("loss.snr_gamma", "number"),
+        Place("loss.p2_gamma", "number"), Place("loss.p2_k", "number"),
+        Place("loss.timesteps", names=TIMESTEPS), Place("loss.logit_mean", "number"),
+        Place("loss.logit_std", "number"), Place("loss.timestep_shift", "number"),
+        Place("loss.timestep_min", "number"), Place("loss.timestep_max", "number"),
+    ),
+    "train prior": (
+        Place("loss.unmasked_weight", "number"), Place("loss.prior_weight", "number"),
+        Place("loss.prior_from_base"),
     ),
     "train pictures": (
         Place("dataset.resolution", "number"), Place("dataset.bucket_step", "number"),
@@ -70,8 +93,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
         Place("dataset.caption_chunks", "number"), Place("model.clip_skip", "number"),
     ),
     "train memory": (
-        Place("train.accumulate", "number"), Place("train.split", "number"),
-        Place("train.gradient_checkpointing"), Place("train.retry_smaller"),
+        Place("train.accumulate", "number"), Place("train.gradient_checkpointing"),
         Place("train.precision"), Place("train.device"),
     ),
     "train output": (
@@ -86,6 +108,6 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     ),
     "compare more": (
         Place("sample.sampler"), Place("sample.negative"), Place("sample.width"),
-        Place("sample.height"), Place("sample.embeddings"),
+        Place("sample.height"),
     ),
 }

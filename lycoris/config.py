@@ -25,7 +25,9 @@ RESERVED_NAMES = ("base", "comparisons", "pictures", "tools", "adapters", "model
                   "calibrations")
 PRESETS = Path("presets")  # the user's own, in the working folder
 # Settings that files of earlier versions have under another name.
-MOVED = {"train.min_snr_gamma": "loss.min_snr_gamma", "train.noise_offset": "loss.noise_offset"}
+MOVED = {"train.noise_offset": "loss.noise_offset"}
+# Min-SNR by its gamma alone, 0 for none.
+OLD_GAMMA = ("train.min_snr_gamma", "loss.min_snr_gamma")
 
 
 LEAVES = knobs.leaves(Config)
@@ -38,6 +40,7 @@ RULE_KEYS = {"match": "", "exclude": "", "algo": "network.algo", "dim": "network
 def build(values: Mapping[str, Any]) -> Config:
     """A Config from {path: value}; raises ConfigError naming every unknown or impossible
     setting."""
+    values = renamed(values)
     problems: dict[str, str] = {}
     ready: dict[str, Any] = {}
     for path, value in values.items():
@@ -113,7 +116,19 @@ def base_settings(base: str) -> dict[str, Any]:
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """{path: value} of nested tables, under the names that settings have now."""
-    return {MOVED.get(path, path): value for path, value in knobs.flatten(tree, LEAVES)}
+    return renamed(dict(knobs.flatten(tree, LEAVES)))
+
+
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """{path: value} under the names of now; what stands under such a name itself goes first."""
+    found: dict[str, Any] = {}
+    for path in OLD_GAMMA:
+        if path in values:
+            off = values[path] is None or str(values[path]) in ("0", "0.0")
+            found |= {"loss.weighting": "none"} if off else {
+                "loss.weighting": "min-snr", "loss.snr_gamma": values[path]}
+    return found | {MOVED.get(path, path): value for path, value in values.items()
+                    if path not in OLD_GAMMA}
 
 
 def read_toml(file: Path) -> dict[str, Any]:
@@ -193,7 +208,7 @@ def _put(values: dict[str, Any], path: str, value: Any) -> None:
     if table := _table_of(path):
         values[table] = {**values.get(table, {}), path.rpartition(".")[2]: value}
     else:
-        values[path] = value
+        values |= renamed({path: value})
 
 
 def _table_of(path: str) -> str:

@@ -25,12 +25,10 @@ RESULT = "result.json"
 
 
 class Signals:
-    """SIGINT and SIGTERM ask for a stop; after `patience` of them one ends the process at once. A
-    launcher of several processes repeats what its terminal has sent them already."""
+    """SIGINT and SIGTERM ask for a stop; a second one ends the process at once."""
 
     def __init__(self) -> None:
-        self.received = self._count = 0
-        self.patience = 1
+        self.received = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -45,8 +43,7 @@ class Signals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
-        self._count += 1
-        if self._count > self.patience:
+        if self.received:
             os._exit(128 + number)
         self.received = number
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import algorithms, knobs, optimizers, schedules, words
+from . import algorithms, knobs, kohya_loss, optimizers, schedules, words
 from .config import LEAVES
 from .errors import ConfigError
 from .families import preset_names
@@ -44,14 +44,13 @@ FLAGS = {  # arguments that mean one of our settings as they stand
     "train_batch_size": "train.batch_size", "batch_size_per_device": "train.batch_size",
     "gradient_accumulation_steps": "train.accumulate", "seed": "train.seed",
     "gradient_checkpointing": "train.gradient_checkpointing",
-    "min_snr_gamma": "loss.min_snr_gamma", "noise_offset": "loss.noise_offset",
     "max_grad_norm": "train.clip_norm", "scale_weight_norms": "train.max_norm",
     "save_every_n_steps": "train.checkpoint_every", "sample_every_n_steps": "sample.every",
     "caption_dropout_rate": "dataset.caption_dropout", "enable_bucket": "dataset.bucket",
     "bucket_reso_steps": "dataset.bucket_step",
     "clip_skip": "model.clip_skip", "output_name": "output.name",
     "metadata_author": "output.author", "metadata_license": "output.license",
-    "metadata_description": "output.description"}
+    "metadata_description": "output.description", **kohya_loss.FLAGS}
 PATHS = ("pretrained_model_name_or_path", "train_data_dir", "output_dir", "logging_dir", "vae",
          "dataset_config", "reg_data_dir", "network_weights")
 PRECISIONS = {"no": "fp32", "float": "fp32"}
@@ -278,13 +277,14 @@ READERS = {reader.names[0]: reader for reader in (
     Reader(("lr_scheduler", "lr_warmup_steps", "max_train_steps"), _schedule),
     Reader(("mixed_precision", "save_precision"), _precision),
     Reader(("resolution",), _resolution),
-    Reader(("network_train_unet_only", "network_train_text_encoder_only"), _parts))}
+    Reader(("network_train_unet_only", "network_train_text_encoder_only"), _parts),
+    *(Reader(names, read) for names, read in kohya_loss.READERS.items()))}
 KNOWN = {"network_module", "network_args", *FLAGS, *PATHS,
          *(name for reader in READERS.values() for name in reader.names)}
 
 
 # What the metadata calls otherwise than the command line does.
-SS_NAMES = {"optimizer": "optimizer_type"}
+SS_NAMES = {"optimizer": "optimizer_type", **kohya_loss.SS_NAMES}
 SS_READ = (*FLAGS, *KNOWN, *SS_NAMES)
 
 

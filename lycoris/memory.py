@@ -173,10 +173,9 @@ def _fullest(plan: Plan) -> int:
 
 
 def batch(plan: Plan) -> int:
-    """Pictures that are computed at once, at most."""
-    train = plan.config.train
-    largest = min(train.batch_size, _fullest(plan)) if plan.buckets else train.batch_size
-    return -(-largest // train.split)
+    """Pictures in the largest batch there can be."""
+    return min(plan.config.train.batch_size, _fullest(plan)) if plan.buckets else (
+        plan.config.train.batch_size)
 
 
 def step_of(plan: Plan, device: str) -> holding.Step:

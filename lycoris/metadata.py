@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from torch import Tensor
 
-from . import __version__, config, tensorfile
+from . import __version__, config, kohya_loss, tensorfile
 from .data.folder import Dataset
 from .errors import ConfigError
 from .families import Family
@@ -77,11 +77,10 @@ def describe(run: Config, family: Family, dataset: Dataset | None, facts: Facts)
         "ss_mixed_precision": {"fp32": "no"}.get(facts.precision, facts.precision),
         "ss_seed": str(train.seed),
         "ss_max_grad_norm": _number(train.clip_norm),
-        "ss_min_snr_gamma": _number(run.loss.min_snr_gamma) if run.loss.min_snr_gamma else "None",
-        "ss_noise_offset": _number(run.loss.noise_offset) if run.loss.noise_offset else "None",
         "ss_clip_skip": (str(run.model.clip_skip)
                          if run.model.clip_skip > 1 and family.clip_skips else "None"),
         "ss_max_token_length": _token_length(run, family),
+        **kohya_loss.said(run.loss),
         "ss_caption_dropout_rate": _number(run.dataset.caption_dropout),
         "ss_resolution": str((side, side)),
         "ss_enable_bucket": str(run.dataset.bucket),

@@ -6,13 +6,16 @@ samplers are diffusers', told the same prediction type and schedule by the model
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .errors import ModelFileError
 from .knobs import nearest
+
+LEAST_SNR = 1e-12  # what stands for 0 in a division
 
 
 class Objective:
@@ -39,13 +42,13 @@ class Objective:
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio a^2 / s^2, (b,)."""
         squared = self.alphas_cumprod.to(t.device)[t]
-        return squared / (1 - squared).clamp_min(1e-12)
+        return squared / (1 - squared).clamp_min(LEAST_SNR)
 
     def target(self, x0: Tensor, n: Tensor, t: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def min_snr(self, t: Tensor, gamma: float) -> Tensor:
-        """Weight of each sample's loss (Hang et al. 2023, arXiv 2303.09556, eq. 5 and 9), (b,)."""
+    def gain(self, snr: Tensor) -> Tensor:
+        """The target's squared error per squared error of x0, at these ratios, (b,)."""
         raise NotImplementedError
 
 
@@ -57,9 +60,8 @@ class Epsilon(Objective):
     def target(self, x0: Tensor, n: Tensor, t: Tensor) -> Tensor:
         return n
 
-    def min_snr(self, t: Tensor, gamma: float) -> Tensor:
-        snr = self.snr(t)
-        return snr.clamp_max(gamma) / snr.clamp_min(1e-12)
+    def gain(self, snr: Tensor) -> Tensor:
+        return snr
 
 
 class Velocity(Objective):
@@ -71,9 +73,8 @@ class Velocity(Objective):
         a, s = self.coefficients(t, x0)
         return a * n - s * x0
 
-    def min_snr(self, t: Tensor, gamma: float) -> Tensor:
-        snr = self.snr(t)
-        return snr.clamp_max(gamma) / (snr + 1)
+    def gain(self, snr: Tensor) -> Tensor:
+        return snr + 1
 
 
 OBJECTIVES = {kind.name: kind for kind in (Epsilon, Velocity)}
@@ -89,15 +90,32 @@ def make(prediction_type: str, alphas_cumprod: Tensor) -> Objective:
     return OBJECTIVES[prediction_type](alphas_cumprod)
 
 
-def noise_like(x0: Tensor, generators: list[torch.Generator], offset: float = 0.0) -> Tensor:
-    """One noise per sample, each from its own stream, (b, ...) on x0's device.
+def zero_terminal(alphas_cumprod: Tensor) -> Tensor:
+    """The schedule moved and stretched so that its last timestep is noise alone and its first stays
+    (Lin et al. 2023, arXiv 2305.08891, alg. 1), (timesteps,)."""
+    root = alphas_cumprod.double().sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    return ((root - last) * first / (first - last)).square().to(alphas_cumprod.dtype)
 
-    `offset` adds one random shift per channel (the offset-noise note by N. Guttenberg, 2023).
-    """
-    drawn = []
-    for sample, stream in zip(x0, generators, strict=True):
-        n = torch.randn(sample.shape, generator=stream)
-        if offset:
-            n += offset * torch.randn(sample.shape[0], *[1] * (sample.ndim - 1), generator=stream)
-        drawn.append(n)
-    return torch.stack(drawn).to(x0.device, x0.dtype)
+
+def alphas_cumprod(scheduler: Mapping[str, Any]) -> Tensor:
+    """The schedule that a scheduler's config describes, (timesteps,) in fp32, by diffusers' names
+    and defaults; ModelFileError for a course of betas that is not known."""
+    count = int(scheduler.get("num_train_timesteps", 1000))
+    start, end = scheduler.get("beta_start", 0.0001), scheduler.get("beta_end", 0.02)
+    course = scheduler.get("beta_schedule", "linear")
+    if (trained := scheduler.get("trained_betas")) is not None:
+        betas = torch.tensor(trained, dtype=torch.float32)
+    elif course == "linear":
+        betas = torch.linspace(start, end, count)
+    elif course == "scaled_linear":
+        betas = torch.linspace(start ** 0.5, end ** 0.5, count).square()
+    elif course == "squaredcos_cap_v2":
+        at = torch.arange(count + 1, dtype=torch.float64) / count
+        level = ((at + 0.008) / 1.008 * torch.pi / 2).cos().square()
+        betas = (1 - level[1:] / level[:-1]).clamp_max(0.999).float()
+    else:
+        raise ModelFileError(f"The model's schedule is {course!r}, which is not known here.",
+                             "Check beta_schedule in its scheduler/scheduler_config.json.")
+    found = (1 - betas).cumprod(0)
+    return zero_terminal(found) if scheduler.get("rescale_betas_zero_snr") else found

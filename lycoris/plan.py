@@ -6,6 +6,7 @@ The page shows it, plan.json records it, the trainer executes it. No weights are
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,7 @@ from . import (
     algorithms,
     config,
     devices,
+    distances,
     families,
     knobs,
     metadata,
@@ -26,6 +28,8 @@ from . import (
     sizes,
     surprises,
     thumbnail,
+    timesteps,
+    weightings,
 )
 from .assignments import Assignment, assign_family
 from .data import buckets as bucketing
@@ -219,6 +223,10 @@ def check_names(run: Config) -> None:
             optimizers.check(run.optimizer.name, run.optimizer.args)
         except ConfigError as error:
             problems |= error.problems
+    try:
+        timesteps.bounds(run.loss, run.loss.timestep_max or sys.maxsize)
+    except ConfigError as error:
+        problems |= error.problems
     if problems:
         raise ConfigError(problems)
 
@@ -232,6 +240,9 @@ def names() -> dict[str, tuple[str, ...]]:
         "optimizers": tuple(optimizers.ROWS),
         "schedules": tuple(schedules.SCHEDULES),
         "samplers": tuple(samplers.ROWS),
+        "weightings": tuple(weightings.ROWS),
+        "distances": tuple(distances.ROWS),
+        "timesteps": tuple(timesteps.ROWS),
     }
 
 

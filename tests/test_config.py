@@ -166,4 +166,4 @@ def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
     file = tmp_path / "old.toml"
     file.write_text("[train]\nmin_snr_gamma = 5\nsteps = 7\n", "utf-8")
     run = config.load(file)
-    assert run.loss.min_snr_gamma == 5 and run.train.steps == 7
+    assert run.loss.weighting == "min-snr" and run.loss.snr_gamma == 5 and run.train.steps == 7

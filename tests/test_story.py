@@ -19,7 +19,7 @@ from PIL import Image
 from assets.recipe.checker import Checker, load_checker
 from assets.recipe.draw import paint
 from assets.recipe.words import CONCEPT, Scene
-from lycoris import config, contestants, families, objectives, sampling, streams
+from lycoris import config, contestants, families, noises, sampling, streams
 from lycoris.__main__ import main
 from lycoris.config import ASSETS
 from lycoris.contestants import Contestant
@@ -140,7 +140,7 @@ def test_the_loss_on_unseen_drawings_went_down(story: Story, algo: str) -> None:
     x0 = story.model.encode_image(torch.stack(
         [folder.fit(paint(scene), (64, 64)) for scene in scenes]))
     t = torch.linspace(50, 950, len(scenes)).long()
-    n = objectives.noise_like(x0, [streams.generator(3, i) for i in range(len(scenes))])
+    n = noises.noise_like(x0, [streams.generator(3, i) for i in range(len(scenes))])
     captions = [scene.caption() for scene in scenes]
 
     def loss(network: LycorisNetwork | None) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from lycogui import lesson
 from lycogui.guard import shown, tell
 from lycogui.page import Page, on
 from lycogui.pair import NAMES, Pair
@@ -18,7 +19,7 @@ from lycoris.errors import ConfigError
 from lycoris.settings import Config
 
 FOLDS = {"Sample prompts": "train samples", "Learning rate and regularisation": "train rate",
-         "Noise, loss and seed": "train noise", "Captions and pictures": "train pictures",
+         "Noise, loss and seed": lesson.SECTION, "Captions and pictures": "train pictures",
          "Memory and precision": "train memory", "Files": "train output"}
 LOOK = "() => { lyco.lookAtRuns && lyco.lookAtRuns(); }"
 
@@ -35,8 +36,10 @@ def build(page: Page) -> None:
                     "the same size where none is put there, one after the other, on the same "
                     "pictures, captions and noise.</p>", apply_default_css=False)
             for title, section in FOLDS.items():
-                with gr.Accordion(title, open=False):
+                with gr.Accordion(title, open=False) as fold:
                     form.place(section)
+                    if section == lesson.SECTION:
+                        lesson.build(page, fold)
         with gr.Column(scale=4):
             page["monitor"] = mount("monitor", "<div class='monitor-root'></div>",
                                     ("compare", "inspect"), elem_id="monitor")
@@ -44,6 +47,7 @@ def build(page: Page) -> None:
 
 def connect(page: Page) -> None:
     form, workspace = page.form, page.workspace
+    lesson.connect(page)
     name = form.widgets["output.name"]
 
     def marked(values: dict[Any, Any]) -> list[Any]:

@@ -48,6 +48,7 @@ class Family:
     resolution: int  # the side it was made for, in pixels
     max_tokens: int  # words that one chunk of a caption holds, in tokens
     metadata: Mapping[str, str]  # what an adapter's file says of its base
+    scheduler_config: Mapping[str, Any]  # its schedule of noise, by diffusers' names
     known: Known | None = None  # set where it is known by name alone and `base` is another model
 
     def __init__(self, base: Path):
@@ -195,14 +196,6 @@ class Model:
     def encode_text(self, captions: Sequence[str]) -> Condition:
         """Of captions, taken literally; as many chunks each as `reading` says."""
         raise NotImplementedError
-
-    def encode_prompts(self, texts: Sequence[str]) -> Condition:
-        """Of prompts to paint, with weights and embeddings where the family knows them; as many
-        chunks for all as the longest needs."""
-        return self.encode_text(texts)
-
-    def check_prompts(self, texts: Sequence[str]) -> None:
-        """EmbeddingError where a prompt names what cannot be used."""
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """One call of the denoiser."""

@@ -1,0 +1,60 @@
+"""The fold "Noise, loss and seed": only what means something is seen, and a plot of what it does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import gradio as gr
+
+from lycogui.form import labelled
+from lycogui.page import Page
+from lycogui.parts import mount
+from lycoris import emphasis
+from lycoris.errors import LycorisError
+
+SECTION, OTHERS = "train noise", ("train loss", "train prior")
+
+
+def build(page: Page, fold: gr.Accordion) -> None:
+    """What stands below the noise: the loss, the plot, masks and regularisation pictures."""
+    form, page["loss fold"] = page.form, fold
+    for section in OTHERS:
+        form.place(section)
+        if section == OTHERS[0]:
+            page["emphasis"] = mount("emphasis", "<div class='emphasis-root'></div>",
+                                     elem_id="emphasis")
+    for path, visible in emphasis.used(form.start.loss).items():
+        form.widgets[path].visible = visible
+
+
+def connect(page: Page) -> None:
+    """Fields and plot follow the settings; the plot is first drawn when the fold is opened."""
+    form, workspace = page.form, page.workspace
+    toggled = list(emphasis.used(form.start.loss))
+
+    def fields(values: dict[Any, Any]) -> list[Any]:
+        try:
+            run = form.read(values)
+        except LycorisError:
+            return [gr.skip()] * len(toggled)
+        return [gr.update(visible=visible) for visible in emphasis.used(run.loss).values()]
+
+    def plot(values: dict[Any, Any]) -> dict[str, Any]:
+        try:
+            run = form.read(values)
+            return asdict(emphasis.of(run.loss, workspace.family(run)))
+        except LycorisError as error:
+            return {"problems": list(labelled(error).values())}
+
+    choices = [form.widgets[f"loss.{name}"] for name in (
+        "weighting", "distance", "timesteps", "noise_offset", "pyramid_iterations")]
+    drawn = [widget for path, widget in form.widgets.items()
+             if path.startswith(("loss.", "model."))]
+    quiet = {"inputs": form.inputs, "trigger_mode": "always_last", "show_progress": "hidden",
+             "api_visibility": "private"}
+    gr.on([widget.change for widget in choices], fields,
+          outputs=[form.widgets[path] for path in toggled], **quiet)
+    gr.on([page["loss fold"].expand, *(widget.change for widget in drawn)], plot,
+          outputs=page["emphasis"], **quiet)
