@@ -93,7 +93,8 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
         Place("dataset.caption_chunks", "number"), Place("model.clip_skip", "number"),
     ),
     "train memory": (
-        Place("train.accumulate", "number"), Place("train.gradient_checkpointing"),
+        Place("train.accumulate", "number"), Place("train.split", "number"),
+        Place("train.gradient_checkpointing"), Place("train.retry_smaller"),
         Place("train.precision"), Place("train.device"),
     ),
     "train output": (
@@ -108,6 +109,6 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     ),
     "compare more": (
         Place("sample.sampler"), Place("sample.negative"), Place("sample.width"),
-        Place("sample.height"),
+        Place("sample.height"), Place("sample.embeddings"),
     ),
 }

@@ -11,7 +11,7 @@ import gradio as gr
 from lycogui.form import labelled
 from lycogui.page import Page
 from lycogui.parts import mount
-from lycoris import emphasis
+from lycoris import focus
 from lycoris.errors import LycorisError
 
 SECTION, OTHERS = "train noise", ("train loss", "train prior")
@@ -23,28 +23,28 @@ def build(page: Page, fold: gr.Accordion) -> None:
     for section in OTHERS:
         form.place(section)
         if section == OTHERS[0]:
-            page["emphasis"] = mount("emphasis", "<div class='emphasis-root'></div>",
-                                     elem_id="emphasis")
-    for path, visible in emphasis.used(form.start.loss).items():
+            page["focus"] = mount("focus", "<div class='focus-root'></div>",
+                                     elem_id="focus")
+    for path, visible in focus.used(form.start.loss).items():
         form.widgets[path].visible = visible
 
 
 def connect(page: Page) -> None:
     """Fields and plot follow the settings; the plot is first drawn when the fold is opened."""
     form, workspace = page.form, page.workspace
-    toggled = list(emphasis.used(form.start.loss))
+    toggled = list(focus.used(form.start.loss))
 
     def fields(values: dict[Any, Any]) -> list[Any]:
         try:
             run = form.read(values)
         except LycorisError:
             return [gr.skip()] * len(toggled)
-        return [gr.update(visible=visible) for visible in emphasis.used(run.loss).values()]
+        return [gr.update(visible=visible) for visible in focus.used(run.loss).values()]
 
     def plot(values: dict[Any, Any]) -> dict[str, Any]:
         try:
             run = form.read(values)
-            return asdict(emphasis.of(run.loss, workspace.family(run)))
+            return asdict(focus.of(run.loss, workspace.family(run)))
         except LycorisError as error:
             return {"problems": list(labelled(error).values())}
 
@@ -57,4 +57,4 @@ def connect(page: Page) -> None:
     gr.on([widget.change for widget in choices], fields,
           outputs=[form.widgets[path] for path in toggled], **quiet)
     gr.on([page["loss fold"].expand, *(widget.change for widget in drawn)], plot,
-          outputs=page["emphasis"], **quiet)
+          outputs=page["focus"], **quiet)

@@ -16,20 +16,26 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import choices, config, durable, estimate, events, runs, tools
 from .arguments import parse
-from .errors import ConfigError, LycorisError, RunError
+from .errors import ConfigError, LycorisError, OutOfMemory, RunError
 from .follow import BEGAN, Followed, Signals, bug, failed, own_log
 from .runs import RunFolder
 from .settings import Config
 from .terminal import Terminal
 
+if TYPE_CHECKING:
+    from .crew import Crew
+    from .plan import Plan
+
 RESUMABLE = ("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.device",
-             "train.precision", "train.gradient_checkpointing", "model.dtype", "optimizer.lr",
-             "output.dtype", "sample.")
+             "train.precision", "train.gradient_checkpointing", "train.split",
+             "train.retry_smaller", "model.dtype", "optimizer.lr", "output.dtype", "sample.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,26 +57,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
-    target, settings = config.target(options.settings)
-    if target and target.is_dir():
-        folder = runs.open_run(target.resolve())
-        with folder.locked():
-            ended = train_in(folder, _resumed(folder, settings), terminal, signals)
-    else:
-        folder, run = _fresh(config.load(target, settings))
-        with folder.locked():
-            ended = train_in(folder, run, terminal, signals)
-    if ended.path:
+    from .crew import join
+
+    crew = join()
+    signals.patience = 2 if crew.size > 1 else 1
+    with ExitStack() as held, crew:
+        where, run = crew.meet(_opened(options, held) if crew.first else None)[0]
+        folder = RunFolder(where)
+        ended = train_in(folder, run, terminal, signals, crew)
+    if ended.path and crew.first:
         terminal.document(events.to_dict(ended), f"{ended.reason.capitalize()} at step "
                           f"{ended.step}: {folder.path / ended.path}")
     return signals.exit_code
 
 
-def train_in(folder: RunFolder, run: Config, terminal: Terminal,
-             signals: Signals) -> events.Finished:
+def _opened(options: argparse.Namespace, held: ExitStack) -> tuple[Path, Config]:
+    """The folder and settings of the run that is asked for, old or new; it is locked as long as
+    `held` holds."""
+    target, settings = config.target(options.settings)
+    if target and target.is_dir():
+        folder = runs.open_run(target.resolve())
+        held.enter_context(folder.locked())
+        return folder.path, _resumed(folder, settings)
+    folder, run = _fresh(config.load(target, settings))
+    held.enter_context(folder.locked())
+    return folder.path, run
+
+
+def train_in(folder: RunFolder, run: Config, terminal: Terminal, signals: Signals,
+             crew: Crew | None = None) -> events.Finished:
     """Train in a run folder, with every event in its file and on the terminal."""
     from . import devices, plan, trainer
+    from .crew import ALONE
 
+    crew = crew or ALONE
+    if not crew.first:
+        made = plan.make(run)
+        return trainer.run(made, folder.path, lambda event: None, signals.asked, crew)
     own_log(folder)
 
     def emit(event: events.Event) -> None:
@@ -88,11 +111,20 @@ def train_in(folder: RunFolder, run: Config, terminal: Terminal,
     emit(events.Started(me.pid, me.born, "", run.train.steps))
     try:
         device = devices.choose(run.train.device)
-        emit(events.Started(me.pid, me.born, devices.look(device).name, run.train.steps))
+        name = devices.look(device).name
+        emit(events.Started(me.pid, me.born, f"{crew.size} x {name}" if crew.size > 1 else name,
+                            run.train.steps))
         made = plan.make(run)
         for warning in made.warnings:
             emit(warning)
-        return trainer.run(made, folder.path, emit, asked)
+        while True:
+            try:
+                return trainer.run(made, folder.path, emit, asked, crew)
+            except OutOfMemory as error:
+                if crew.size > 1:  # the others have ended
+                    raise
+                made = _smaller(folder, made, error, emit)
+            devices.release()  # now that the error no longer holds what was in memory
     except LycorisError as error:
         emit(failed(error))
         raise
@@ -100,6 +132,23 @@ def train_in(folder: RunFolder, run: Config, terminal: Terminal,
         logging.getLogger("lycoris").exception("unexpected")
         emit(bug(error))
         raise
+
+
+def _smaller(folder: RunFolder, made: Plan, error: OutOfMemory,
+             emit: Callable[[events.Event], None]) -> Plan:
+    """The plan of a run that ran out of memory with the next thing that saves some and leaves the
+    result the same, also in its config.toml; raises the error where there is none or none is
+    wanted."""
+    from . import knobs, plan, relief
+
+    changes = relief.same_result(made.config)
+    if not (changes and made.config.train.retry_smaller and error.stage == "training"):
+        raise error
+    written = relief.written(changes)
+    emit(events.Warned(error.message, "It goes on from the last checkpoint with "
+                                      f"{' and '.join(written)}; the result is the same."))
+    durable.write_text(folder.config_file, config.dump(config.load(folder.config_file, written)))
+    return plan.make(knobs.replace(made.config, changes))
 
 
 def sample(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import shutil
 import subprocess
@@ -119,6 +120,13 @@ def _card(name: str, moment: float) -> Card | None:
         return Card(label, int(free) * 2**20, int(total) * 2**20, float(capability))
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
+
+
+def release() -> None:
+    """Give back the memory of what nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def peak_memory(device: torch.device) -> int:

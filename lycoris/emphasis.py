@@ -1,52 +1,94 @@
-"""What the loss of a run dwells on, before it runs: how often each timestep comes, how much it
-counts, and which settings have a say in it."""
+r"""The words of a prompt and how much each counts, in the syntax that AUTOMATIC1111's web UI made
+common:
+
+    (word) 1.1 times as much, (word:1.3) 1.3 times, [word] 1.1 times less; nested, they multiply
+    \( \) \[ \] \\ are these signs themselves
+    BREAK begins a new chunk
+
+Brackets that are never closed reach to the end; closing ones without an opening one are text.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-import torch
-
-from . import distances, objectives, timesteps, weightings
-from .families import Family
-from .settings import LossConfig
-
-BINS = 100  # into which the timesteps are put
+STEP = 1.1
+_SIGNS = re.compile(r"""
+    \\(?P<escaped>[()\[\]\\]?)
+  | :\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)
+  | (?P<bracket>[()\[\]])
+  | (?P<text>[^\\()\[\]:]+|:)
+""", re.VERBOSE)
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
 
 
 @dataclass(frozen=True)
-class Emphasis:
-    """Of `count` timesteps in BINS equal parts: how often each part is drawn, where 1 is evenly,
-    and the weight of an error in its middle. `zero_terminal`: is the last one noise alone?"""
+class Piece:
+    """Words in a row that count as much."""
 
-    count: int
-    often: tuple[float, ...]
-    weight: tuple[float, ...]
-    zero_terminal: bool
+    text: str
+    weight: float = 1.0
 
 
-def of(loss: LossConfig, family: Family) -> Emphasis:
-    """ConfigError where no timestep is left; ModelFileError for a schedule that is not known."""
-    scheduler = family.scheduler_config
-    objective = objectives.make(scheduler.get("prediction_type", "epsilon"),
-                                objectives.alphas_cumprod(scheduler))
-    count = objective.timesteps
-    middles = ((torch.arange(BINS) + 0.5) * count / BINS).long()
-    weight = weightings.weigh(objective, middles, loss)
-    return Emphasis(
-        count, tuple(timesteps.density(loss, count, BINS).tolist()),
-        tuple((torch.ones(BINS) if weight is None else weight).tolist()),
-        bool(objective.snr(torch.tensor([count - 1]))[0] < objectives.LEAST_SNR))
+@dataclass
+class _Open:
+    """What has been read: texts with their weights, None for a BREAK; and which brackets are open,
+    each by the place of the first text within."""
+
+    found: list[tuple[str | None, float]]
+    round: list[int]
+    square: list[int]
+
+    def multiply(self, start: int, by: float) -> None:
+        self.found[start:] = [(text, weight * by) for text, weight in self.found[start:]]
+
+    def add(self, text: str) -> None:
+        first, *others = _BREAK.split(text)
+        self.found.append((first, 1.0))
+        for each in others:
+            self.found += [(None, 1.0), (each, 1.0)]
 
 
-def used(loss: LossConfig) -> dict[str, bool]:
-    """{path: does it mean anything} of the settings that belong to some choices alone."""
-    limited = distances.ROWS[loss.distance].limited
-    found = {"loss.huber_c": limited, "loss.huber_schedule": limited,
-             "loss.noise_offset_random": bool(loss.noise_offset),
-             "loss.pyramid_discount": bool(loss.pyramid_iterations)}
-    for rows, chosen in ((weightings.ROWS, loss.weighting), (timesteps.ROWS, loss.timesteps)):
-        for row in rows.values():
-            for name in row.uses:
-                found[f"loss.{name}"] = name in rows[chosen].uses
-    return found
+def parse(prompt: str) -> list[list[Piece]]:
+    """The pieces of each part; BREAK stands between parts, and empty ones are left out."""
+    read = _Open([], [], [])
+    for sign in _SIGNS.finditer(prompt):
+        _take(read, sign)
+    for start in read.round:
+        read.multiply(start, STEP)
+    for start in read.square:
+        read.multiply(start, 1 / STEP)
+    return _parts(read.found)
+
+
+def _take(read: _Open, sign: re.Match[str]) -> None:
+    bracket, weight = sign["bracket"], sign["weight"]
+    if bracket == "(":
+        read.round.append(len(read.found))
+    elif bracket == "[":
+        read.square.append(len(read.found))
+    elif weight is not None and read.round:
+        read.multiply(read.round.pop(), float(weight))
+    elif bracket == ")" and read.round:
+        read.multiply(read.round.pop(), STEP)
+    elif bracket == "]" and read.square:
+        read.multiply(read.square.pop(), 1 / STEP)
+    elif sign["escaped"] is not None:
+        read.found.append((sign["escaped"], 1.0))
+    else:
+        read.add(sign[0])
+
+
+def _parts(found: list[tuple[str | None, float]]) -> list[list[Piece]]:
+    """Neighbours of one weight are one piece, so that they are tokenised together."""
+    parts: list[list[Piece]] = [[]]
+    for text, weight in found:
+        last = parts[-1]
+        if text is None:
+            parts.append([])
+        elif last and last[-1].weight == weight:
+            last[-1] = Piece(last[-1].text + text, weight)
+        elif text:
+            last.append(Piece(text, weight))
+    return [part for part in parts if part]

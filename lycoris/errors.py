@@ -73,6 +73,15 @@ class AdapterError(LycorisError):
         self.keys = tuple(keys)
 
 
+class EmbeddingError(LycorisError):
+    """A textual-inversion embedding that a prompt names and this base cannot take."""
+
+    kind = "embedding"
+
+    def __init__(self, message: str, fix: str = ""):
+        super().__init__(message, fix, field="sample.embeddings")
+
+
 class RunError(LycorisError):
     """A run folder that is busy, missing or not what was expected."""
 
@@ -103,6 +112,7 @@ class OutOfMemory(LycorisError):
         found = list(suggestions)
         fix = "Try, in this order: " + "; ".join(found) + "." if found else ""
         super().__init__(f"The device ran out of memory while {stage}.", fix)
+        self.stage = stage
 
 
 class Diverged(LycorisError):

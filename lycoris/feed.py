@@ -7,7 +7,7 @@ resume and for every adapter.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,19 @@ class Batch:
     weights: tuple[float, ...]
     prior: tuple[bool, ...]
     sizes: tuple[folder.Cut, ...]
+
+    def piece(self, number: int, count: int) -> tuple[Batch, float]:
+        """One of `count` parts of the batch, and its share of the pictures. Where there are fewer
+        pictures than parts, one without any is the first picture with the share 0."""
+        if count == 1:
+            return self, 1.0
+        whole = len(self.members)
+        start, stop = number * whole // count, (number + 1) * whole // count
+        share = (stop - start) / whole
+        taken = slice(start, stop) if share else slice(1)
+        return replace(self, **{
+            each.name: value[taken] for each in fields(self)
+            if not isinstance(value := getattr(self, each.name), (int, type(None)))}), share
 
 
 class Feed:

@@ -25,10 +25,12 @@ RESULT = "result.json"
 
 
 class Signals:
-    """SIGINT and SIGTERM ask for a stop; a second one ends the process at once."""
+    """SIGINT and SIGTERM ask for a stop; after `patience` of them one ends the process at once. A
+    launcher of several processes repeats what its terminal has sent them already."""
 
     def __init__(self) -> None:
-        self.received = 0
+        self.received = self._count = 0
+        self.patience = 1
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -43,7 +45,8 @@ class Signals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.received:
+        self._count += 1
+        if self._count > self.patience:
             os._exit(128 + number)
         self.received = number
 

@@ -20,7 +20,8 @@ from . import (
     tensorfile,
     thumbnail,
 )
-from .checkpoint import Progress
+from .checkpoint import Progress, State
+from .crew import ALONE, Crew
 from .errors import DiskError
 from .network import LycorisNetwork
 from .plan import Plan, facts_of, shows_thumbnail
@@ -36,6 +37,7 @@ class Keeper:
     network: LycorisNetwork
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    crew: Crew = ALONE
 
     def save(self, progress: Progress) -> None:
         """A checkpoint: the state to resume from, then the adapter file, then the old ones go."""
@@ -55,11 +57,14 @@ class Keeper:
 
     def resume(self) -> Progress:
         """From the newest whole state; a fresh run gets its times and its id here."""
-        state, problems = checkpoint.load(self.where / "state")
+        state, problems = (checkpoint.load(self.where / "state") if self.crew.first
+                           else (None, []))
         before = ("The checkpoint before it is used." if state else
                   "No checkpoint is whole, so the run starts from the beginning.")
         for text in problems:
             self.emit(events.Warned(text, before))
+        if self.crew.size > 1:
+            state = self._shared(state)
         if state is None:
             now = time.time()
             return Progress(started=now, session=int(now * 1000) % 10**10)
@@ -67,6 +72,12 @@ class Keeper:
         if state.scaler:
             self.scaler.load_state_dict(dict(state.scaler))
         return state.progress
+
+    def _shared(self, state: State | None) -> State | None:
+        """The first process's state, for all of them."""
+        plain = self.crew.meet(state and replace(state, tensors={}))[0]
+        tensors = self.crew.given(state.tensors if state else None)
+        return plain and replace(plain, tensors=tensors)
 
     def unless_held(self, remove: Callable[..., None], *what: Any) -> None:
         """Superfluous files go; one that another program holds open (Windows) ends no run."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from . import devices
+from . import config, devices
+from .embeddings import Embeddings
 from .families import Family, Model
 from .prompts import Reading
 from .settings import Config
 
 
 def load(run: Config, family: Family, device: torch.device, precision: str) -> Model:
-    """`precision` is that of the forward pass, which model.dtype may follow."""
+    """`precision` is that of the forward pass, which model.dtype may follow. EmbeddingError where a
+    prompt names one that does not fit, before anything else is done."""
     model = family.load(device, devices.base_dtype(run.model.dtype, precision))
-    model.reading = Reading(run.dataset.caption_chunks, run.model.clip_skip)
+    folder = run.sample.embeddings
+    model.reading = Reading(run.dataset.caption_chunks, run.model.clip_skip,
+                            Embeddings(config.find(folder)) if folder else None)
+    model.check_prompts([run.sample.negative, *run.sample.prompts])
     return model

@@ -173,9 +173,10 @@ def _fullest(plan: Plan) -> int:
 
 
 def batch(plan: Plan) -> int:
-    """Pictures in the largest batch there can be."""
-    return min(plan.config.train.batch_size, _fullest(plan)) if plan.buckets else (
-        plan.config.train.batch_size)
+    """Pictures that are computed at once, at most."""
+    train = plan.config.train
+    largest = min(train.batch_size, _fullest(plan)) if plan.buckets else train.batch_size
+    return -(-largest // train.split)
 
 
 def step_of(plan: Plan, device: str) -> holding.Step:

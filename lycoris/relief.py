@@ -8,8 +8,9 @@ from typing import Any
 
 from . import knobs, optimizers
 from .data import buckets as bucketing
-from .memory import ENCODING, LOADING, PAINTING, base_dtype, is_half, predict
+from .memory import ENCODING, LOADING, MIB, PAINTING, TRAINING, base_dtype, is_half, predict
 from .plan import Plan
+from .settings import Config
 
 LEAST = 0.005  # a setting that saves a smaller share of the peak is not worth naming
 
@@ -92,11 +93,10 @@ def _small_state(plan: Plan, device: str) -> Change:
 
 def _small_batch(plan: Plan, device: str) -> Change:
     train = plan.config.train
-    if train.batch_size == 1:
+    if train.batch_size <= train.split:
         return None
-    whole = train.batch_size * train.accumulate
-    return ({"train.batch_size": 1, "train.accumulate": whole},
-            f"One picture at a time, {whole} added up before each step: the same result, slower.")
+    return ({"train.split": train.batch_size},
+            "Each batch one picture at a time: the same result, slower.")
 
 
 def _no_text(plan: Plan, device: str) -> Change:
@@ -124,27 +124,51 @@ CHANGES: tuple[Callable[[Plan, str], Change], ...] = (
     _checkpointing, _half, _small_state, _small_batch, _no_text, _small_samples, _lower)
 
 
-def after_failure(plan: Plan, doing: str) -> list[str]:
-    """Settings that take less memory in what was being done, the cheapest to give up first.
+def after_failure(plan: Plan, doing: str, device: str = "cuda") -> list[str]:
+    """Settings that take less memory in what was being done, with what each saves by itself, the
+    cheapest to give up first.
 
     What changes what the run is about needs a new one; the rest can be changed on resuming.
     """
-    run = plan.config
-    smaller = f"start a new run with a lower dataset.resolution than {run.dataset.resolution}"
-    if doing == ENCODING:
-        return [smaller]
+    run, found = plan.config, []
+
+    def offer(how: str, values: Mapping[str, Any], doing: str = doing) -> None:
+        before, after = (predict(one, device, frugal=True).data()["phases"].get(doing, 0)
+                         for one in (plan, changed_plan(plan, values)))
+        saved = f" (about {(before - after) / MIB:,.0f} MiB less)" if before > after else ""
+        found.append(f"{how} with {' and '.join(written(values))}{saved}")
+
+    lower = _lower(plan, device)
     if doing == PAINTING:
         return ["resume with a lower sample.width and sample.height", "resume with sample.every=0"]
-    found = []
-    if run.model.dtype != "auto" or run.train.precision == "fp32":
-        found.append("resume with train.precision=auto and model.dtype=auto")
-    if doing == LOADING:
-        return [*found, "close other programs that use the device"]
-    if not run.train.gradient_checkpointing:
-        found.append("resume with train.gradient_checkpointing=true")
-    if run.train.batch_size > 1:
-        found.append(f"start a new run with train.batch_size={run.train.batch_size // 2} and "
-                     f"train.accumulate={run.train.accumulate * 2}")
-    if run.optimizer.name == "AdamW":
-        found.append("start a new run with optimizer.name=AdamW8bit")
-    return [*found, smaller]
+    if doing != ENCODING:
+        if run.model.dtype != "auto" or run.train.precision == "fp32":
+            offer("resume", {"train.precision": "auto", "model.dtype": "auto"})
+        if doing == LOADING:
+            return [*found, "close other programs that use the device"]
+        if not run.train.gradient_checkpointing:
+            offer("resume", {"train.gradient_checkpointing": True}, TRAINING)
+        if run.train.batch_size > run.train.split:
+            offer("resume", {"train.split": run.train.batch_size}, TRAINING)
+        if small := _small_state(plan, device):
+            offer("start a new run", {"optimizer.name": small[0]["optimizer.name"]}, TRAINING)
+    if lower:
+        offer("start a new run", lower[0], ENCODING if doing == ENCODING else TRAINING)
+    return found
+
+
+def same_result(run: Config) -> dict[str, Any]:
+    """The next change that saves memory in training and leaves its result the same, {path: value};
+    none where all are made."""
+    train = run.train
+    if not train.gradient_checkpointing:
+        return {"train.gradient_checkpointing": True}
+    if train.split < train.batch_size:
+        return {"train.split": min(2 * train.split, train.batch_size)}
+    return {}
+
+
+def written(values: Mapping[str, Any]) -> list[str]:
+    """As a command line takes them."""
+    return [f"{path}={str(value).lower() if isinstance(value, bool) else value}"
+            for path, value in values.items()]

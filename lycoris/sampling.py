@@ -65,7 +65,7 @@ def paint(model: Model, jobs: Sequence[Job], settings: Settings,
     cond: dict[str, Condition] = {}
     for job in jobs:
         if job.prompt not in cond:
-            cond = {job.prompt: model.encode_text([settings.negative, job.prompt])}
+            cond = {job.prompt: model.encode_prompts([settings.negative, job.prompt])}
         latents = _denoise(model, scheduler, cond[job.prompt], job.seed, settings, stopped)
         if latents is None:
             return

@@ -24,6 +24,7 @@ from . import (
     streams,
 )
 from .checkpoint import Progress
+from .crew import ALONE, Crew, Halted
 from .errors import ConfigError, Diverged, OutOfMemory
 from .families import Condition, Model, moved, together
 from .feed import Feed
@@ -41,27 +42,22 @@ AVERAGE = 0.9  # decay of the loss's moving average
 BUILDING = "building the adapter"
 
 
-def run(plan: Plan, where: Path, emit: Emit, asked: Asked) -> events.Finished:
-    """Train the plan in the run folder `where`, from its newest state if it has one.
+def run(plan: Plan, where: Path, emit: Emit, asked: Asked, crew: Crew = ALONE) -> events.Finished:
+    """Train the plan in the run folder `where`, from its newest state if it has one; with a crew,
+    this process's share of it.
 
     `asked()` returns the requests since the last call: "stop", "save", "sample". The final adapter
     is `where`/<name>.safetensors, also after a stop. Raises typed errors; whatever was saved before
     stays.
     """
-    session = Session(plan, where, emit)
+    session = Session(plan, where, emit, crew)
     try:
-        session.prepare(asked)
-        return session.train(asked)
+        with crew:
+            return session.run(asked)
     except Halted:
         ended = events.Finished("stopped", 0, "")
         emit(ended)
         return ended
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(session.doing, relief.after_failure(plan, session.doing)) from error
-
-
-class Halted(Exception):
-    """Asked to stop before the first step: there is nothing to save."""
 
 
 @dataclass
@@ -71,16 +67,31 @@ class Session:
     plan: Plan
     where: Path
     emit: Emit
+    crew: Crew = ALONE
     doing: str = LOADING
     progress: Progress = field(default_factory=Progress)
+
+    def run(self, asked: Asked) -> events.Finished:
+        try:
+            self.prepare(asked)
+            return self.train(asked)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(self.doing, relief.after_failure(
+                self.plan, self.doing, self.device.type)) from error
 
     def prepare(self, asked: Asked) -> None:
         """Load, encode, build, and go back to the newest state."""
         run, emit = self.plan.config, self.emit
-        self.device = devices.choose(run.train.device)
+        train = run.train
+        self.parts, self.pieces = self.crew.pieces(train.batch_size, train.accumulate, train.split)
+        self.crew.alike("the pictures", [
+            self.plan.buckets,
+            [p.name for p in self.plan.dataset.readable] if self.plan.dataset else []])
+        self.device = self.crew.device(devices.choose(train.device), train.device)
         self.precision = devices.precision(run.train.precision, self.device)
-        durable.sweep(self.where)
-        disk.require(self.plan, self.where)
+        if self.crew.first:
+            durable.sweep(self.where)
+            disk.require(self.plan, self.where)
         emit(events.Stage(LOADING, 0, 0))
         self.model: Model = loading.load(run, self.plan.family, self.device, self.precision)
         self.watch = machine.Watch(self.plan, self.device)
@@ -92,11 +103,12 @@ class Session:
         self.network = LycorisNetwork(
             self.plan.assignments, self.model.modules, run.train.seed,
             self._now_and_then(asked)).apply_to()
+        self.crew.same([*self.network.parameters(), *self.network.buffers()])
         self.optimizer = _optimizer(self.plan, self.network)
         self.schedule = pick(schedules.SCHEDULES, run.optimizer.schedule, "optimizer.schedule")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.keeper = Keeper(self.plan, self.where, emit, self.network, self.optimizer,
-                             self.scaler)
+                             self.scaler, self.crew)
         self.painter = Painter(self.plan, self.where, emit, self.model)
         self.lesson = Lesson(run, self.model, self.network, self.precision, self._condition())
         self.progress = self.keeper.resume()
@@ -123,11 +135,12 @@ class Session:
         """The loop. Requests, samples and checkpoints are seen to between steps."""
         run = self.plan.config
         wanted: set[str] = set()
-        if (run.sample.every and self.progress.step % run.sample.every == 0
-                and not self.painter.done(self.progress.step)):
+        due = (run.sample.every and self.progress.step % run.sample.every == 0
+               and not self.painter.done(self.progress.step))
+        if self.crew.meet(due)[0]:
             wanted = self.sample(asked)  # before the first step, or where a stop came between
         while self.progress.step < run.train.steps:
-            wanted |= asked()
+            wanted |= self.crew.agreed(asked())
             if "sample" in wanted:
                 wanted |= self.sample(asked)
             if "save" in wanted:
@@ -144,19 +157,20 @@ class Session:
         return self.finish("done")
 
     def advance(self) -> None:
-        """One optimiser step: `accumulate` batches forward and backward, then the update."""
+        """One optimiser step: `accumulate` batches, or this process's share of them, forward and
+        backward, then the update."""
         run, step, began = self.plan.config, self.progress.step, time.perf_counter()
         self.doing = "training"
         self.network.train()
-        torch.manual_seed(streams.number(run.train.seed, "dropout", step))
         rate = schedules.multiplier(self.schedule, step, run.train.steps, run.optimizer.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * rate
         loss = 0.0
-        for micro in range(run.train.accumulate):
-            part = self.loss(step, micro) / run.train.accumulate
+        for piece in self.pieces:
+            part = self.loss(step, piece) / run.train.accumulate
             self.scaler.scale(part).backward()
             loss += part.item()
+        loss = self.crew.add_up(loss, list(self.network.parameters()))
         if not math.isfinite(loss):
             raise self._diverged("loss", loss, step)
         norm = self._clip()
@@ -179,9 +193,13 @@ class Session:
             sec=round(self.watch.seconds[-1], 5),
             memory=devices.peak_memory(self.device)))
 
-    def loss(self, step: int, micro: int) -> Tensor:
-        """The mean loss of one batch, with its graph."""
-        return self.lesson.loss(self.feed.batch(step, micro))
+    def loss(self, step: int, piece: int) -> Tensor:
+        """What one piece of a step adds to its batch's mean loss, with its graph."""
+        micro, part = divmod(piece, self.parts)
+        seed = self.plan.config.train.seed
+        torch.manual_seed(streams.number(seed, "dropout", step, *([micro] if micro else [])))
+        batch, share = self.feed.batch(step, micro).piece(part, self.parts)
+        return self.lesson.loss(batch) * share
 
     def _condition(self) -> Callable[[Sequence[str]], Condition]:
         """Captions to what the denoiser attends to: live where the text encoder learns, else made
@@ -208,26 +226,32 @@ class Session:
     def sample(self, asked: Asked) -> set[str]:
         """Paint the sample prompts; what was asked meanwhile."""
         self.doing, began = PAINTING, time.perf_counter()
-        self.network.eval()
-        heard = self.painter.paint(self.progress.step, asked)
-        if "stop" not in heard:
-            self.watch.took("sample", began, len(self.painter.jobs))
-        self.model.train_mode(checkpointing=self.plan.config.train.gradient_checkpointing)
-        return heard
+        heard: set[str] = set()
+        if self.crew.first:
+            self.network.eval()
+            heard = self.painter.paint(self.progress.step, asked)
+            if "stop" not in heard:
+                self.watch.took("sample", began, len(self.painter.jobs))
+            self.model.train_mode(checkpointing=self.plan.config.train.gradient_checkpointing)
+        return self.crew.agreed(heard)
 
     def save(self) -> None:
         self.doing, began = "saving", time.perf_counter()
-        self.keeper.save(self.progress)
-        self.watch.took("checkpoint", began, 1)
+        if self.crew.first:
+            self.keeper.save(self.progress)
+            self.watch.took("checkpoint", began, 1)
 
     def finish(self, reason: str) -> events.Finished:
         self.doing = "saving"
         if not self.progress.step:
             raise Halted
-        path = self.keeper.finish(self.progress)
-        self.keeper.unless_held(self.watch.learn, "run")
-        self.emit(self.watch.event())
-        ended = events.Finished(reason, self.progress.step, path.name)
+        name = ""
+        if self.crew.first:
+            name = self.keeper.finish(self.progress).name
+            if self.crew.size == 1:  # what it learns is of steps that one process computes
+                self.keeper.unless_held(self.watch.learn, "run")
+            self.emit(self.watch.event())
+        ended = events.Finished(reason, self.progress.step, self.crew.meet(name)[0])
         self.emit(ended)
         return ended
 

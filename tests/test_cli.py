@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lycoris import runs
+from lycoris import config, runs
 from lycoris.__main__ import main
 
 Verb = Callable[..., tuple[int, Any, str]]
@@ -223,6 +223,39 @@ def test_a_second_start_of_a_running_run_is_refused(lycoris: Verb, small: list[s
     run.request("stop")
     process.communicate(timeout=120)
     assert process.returncode == 0 and run.state() == "stopped" and run.requests() == set()
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_out_of_memory_is_tried_again_with_less(lycoris: Verb, small: list[str], tmp_path: Path,
+                                                monkeypatch: Any, wanted: bool) -> None:
+    """From the third step on a picture more than one, or a pass that keeps its activations, is too
+    much: it goes on with what leaves the result the same, and says so."""
+    from lycoris import trainer
+
+    real = trainer.Session.loss
+
+    def full(self: Any, step: int, piece: int) -> torch.Tensor:
+        run = self.plan.config.train
+        if step > 2 and not (run.gradient_checkpointing and run.split == 2):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, step, piece)
+
+    monkeypatch.setattr(trainer.Session, "loss", full)
+    code, found, _ = lycoris("train", *small, f"train.retry_smaller={wanted}".lower())
+    run = runs.RunFolder(tmp_path / "runs" / "one")
+    history = run.history()
+    settings = config.load(run.config_file, []).train
+    if not wanted:
+        assert code == 2 and "train.split=2" in history.failed.fix
+        assert history.failed and history.failed.kind == "memory" and settings.split == 1
+        return
+    assert code == 0 and run.state() == "done"
+    assert history.resumes == [0, 2, 2] and len(history.steps) == 6
+    assert [warning.fix.split(" with ")[1] for warning in history.warnings] == [
+        "train.gradient_checkpointing=true; the result is the same.",
+        "train.split=2; the result is the same."]
+    assert settings.gradient_checkpointing and settings.split == 2
+    assert settings.batch_size == 2 and settings.accumulate == 1
 
 
 @pytest.mark.slow

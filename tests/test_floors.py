@@ -14,10 +14,11 @@ from conftest import ROOT
 ENGINE, PAGE = ROOT / "lycoris", ROOT / "lycogui"
 FLOORS = {
     1: ("errors", "durable", "knobs", "settings", "words", "config", "events", "runs"),
-    2: ("registry", "known", "streams", "tensorfile", "schedules", "objectives", "optimizers",
+    2: ("registry", "known", "streams", "crew", "tensorfile", "schedules", "objectives",
+        "optimizers",
         "samplers", "devices", "guideline", "algorithms", "families", "captioners", "presetfile",
         "presets", "unetnames", "paths", "effort", "products", "quantised", "lowrank",
-        "progress", "prompts",
+        "progress", "prompts", "emphasis", "embeddings",
         "weightings", "distances", "timesteps", "noises"),
     3: ("data", "assignments", "sizes", "published", "metadata", "thumbnail", "plan", "adapterfile",
         "adapter", "slot", "network", "checkpoint", "sampling", "contestants", "grid", "wrapper",
@@ -25,7 +26,7 @@ FLOORS = {
         "weigher", "choose", "goals", "advice", "kohya", "recipes", "footprint", "holding",
         "memory", "relief", "machine", "disk", "outlook", "tracing", "activations",
         "feed", "lesson", "keeping", "showing", "loading",
-        "kohya_loss", "emphasis"),
+        "kohya_loss", "focus"),
     4: ("trainer", "sample", "compare", "caption", "inspect", "merge", "extract", "resize",
         "convert"),
     5: ("arguments", "terminal", "follow", "tools", "estimate", "choices", "calibration",
@@ -38,7 +39,7 @@ FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 FOR_THE_PAGE = {"errors", "durable", "knobs", "settings", "config", "events", "runs", "devices",
                 "families", "algorithms", "captioners", "guideline", "plan", "footprint", "memory",
                 "relief", "machine", "disk", "outlook", "choose", "advice", "recipes",
-                "contestants", "data.folder", "data.captions", "emphasis"}
+                "contestants", "data.folder", "data.captions", "focus"}
 HEAVY = {"diffusers", "transformers", "accelerate", "bitsandbytes", "tokenizers"}
 CELLAR_MAY_USE = {"psutil"}  # a process's start time, on every system
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from lycoris import (
     config,
     distances,
-    emphasis,
     families,
+    focus,
     knobs,
     kohya,
     noises,
@@ -505,13 +505,13 @@ def test_all_algorithms_see_the_same_whatever_is_drawn(settings: Settings) -> No
 
 # --- what it dwells on, for the page ---
 
-def test_emphasis_is_what_the_engine_does(small_base: Path) -> None:
+def test_focus_is_what_the_engine_does(small_base: Path) -> None:
     family = families.open_base(small_base)
-    plain = emphasis.of(LossConfig(), family)
+    plain = focus.of(LossConfig(), family)
     assert plain.count == 1000 and set(plain.weight) == {1.0} and not plain.zero_terminal
-    assert plain.often == pytest.approx([1.0] * emphasis.BINS)
+    assert plain.often == pytest.approx([1.0] * focus.BINS)
     loss = LossConfig(weighting="min-snr", timestep_min=500)
-    found = emphasis.of(loss, family)
+    found = focus.of(loss, family)
     assert found.often[:50] == pytest.approx([0] * 50) and found.often[50:] == pytest.approx(
         [2] * 50)
     weight = weightings.weigh(objective(), torch.tensor([5, 995]), loss)
@@ -520,9 +520,9 @@ def test_emphasis_is_what_the_engine_does(small_base: Path) -> None:
 
 
 def test_only_settings_with_a_say_are_used() -> None:
-    plain = emphasis.used(LossConfig())
+    plain = focus.used(LossConfig())
     assert not any(plain.values())
-    assert {path for path, on in emphasis.used(LossConfig(
+    assert {path for path, on in focus.used(LossConfig(
         weighting="p2", distance="smooth-l1", timesteps="logit-normal")).items() if on} == {
         "loss.p2_gamma", "loss.p2_k", "loss.huber_c", "loss.huber_schedule", "loss.logit_mean",
         "loss.logit_std"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,21 @@ def test_memory_moves_with_what_it_is_made_of(settings: Settings, table: Table) 
     assert peak("train.gradient_checkpointing=true") < own < peak("train.precision=fp32")
     assert peak("dataset.resolution=256") < own
     assert peak("network.preset=attn-only", "network.text_encoder=false") < own
+
+
+def test_what_would_have_helped_is_told_in_bytes(settings: Settings, table: Table) -> None:
+    made = traced(settings("dataset.resolution=512", "dataset.bucket=false",
+                           "train.batch_size=4", "train.precision=fp32"), table)
+    said = relief.after_failure(made, memory.TRAINING, "cuda")
+    numbers = [int(found[1].replace(",", "")) for text in said
+               if (found := re.search(r"\(about ([\d,]+) MiB less\)$", text))]
+    assert len(numbers) >= 4 and min(numbers) > 0
+    lean = relief.changed_plan(made, {"train.gradient_checkpointing": True})
+    phases = [memory.predict(each, "cuda", frugal=True).data()["phases"][memory.TRAINING]
+              for each in (made, lean)]
+    assert f"resume with train.gradient_checkpointing=true (about " \
+           f"{(phases[0] - phases[1]) / 2**20:,.0f} MiB less)" in said
+    assert any(text.startswith("resume with train.split=4 (") for text in said)
 
 
 def test_savings_go_on_until_it_fits(settings: Settings, table: Table) -> None:

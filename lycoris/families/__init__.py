@@ -197,6 +197,14 @@ class Model:
         """Of captions, taken literally; as many chunks each as `reading` says."""
         raise NotImplementedError
 
+    def encode_prompts(self, texts: Sequence[str]) -> Condition:
+        """Of prompts to paint, with weights and embeddings where the family knows them; as many
+        chunks for all as the longest needs."""
+        return self.encode_text(texts)
+
+    def check_prompts(self, texts: Sequence[str]) -> None:
+        """EmbeddingError where a prompt names what cannot be used."""
+
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """One call of the denoiser."""
         raise NotImplementedError

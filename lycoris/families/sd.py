@@ -311,6 +311,13 @@ class StableDiffusionModel(Model):
         return self._encoded([prompts.literal(encoder, captions, self.reading.chunks)
                               for encoder in self.encoders])
 
+    def encode_prompts(self, texts: Sequence[str]) -> Condition:
+        return self._encoded(prompts.read(self.encoders, texts, self.reading.embeddings))
+
+    def check_prompts(self, texts: Sequence[str]) -> None:
+        if texts:
+            prompts.read(self.encoders, texts, self.reading.embeddings)
+
     def _encoded(self, read: Sequence[Sequence[Sequence[prompts.Chunk]]]) -> Condition:
         """The condition of the texts as each of the encoders reads them."""
         found = prompts.encode(self.encoders[0], read[0], self.reading.clip_skip)

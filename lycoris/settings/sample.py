@@ -10,7 +10,8 @@ from ..knobs import Knob
 
 @dataclass(frozen=True)
 class SampleConfig:
-    prompts: Annotated[tuple[str, ...], Knob("One prompt a line.")] = ("a zorb on grass",)
+    prompts: Annotated[tuple[str, ...], Knob("One prompt a line; (word:1.3) weighs, BREAK begins a "
+                                                 "new chunk.")] = ("a zorb on grass",)
     negative: Annotated[str, Knob("What the pictures should not show.",
                                   label="Negative prompt")] = ""
     seeds: Annotated[tuple[int, ...], Knob("Each seed is one starting noise, the same for every "
@@ -23,5 +24,7 @@ class SampleConfig:
                                       none="training resolution")] = None
     height: Annotated[int | None, Knob("Height of the pictures.", 8, 4096, 8, unit="px",
                                        none="training resolution")] = None
+    embeddings: Annotated[str, Knob("Folder of textual-inversion embeddings (.safetensors); a "
+                                    "prompt calls one by its file's name.", file=True)] = ""
     every: Annotated[int, Knob("Steps between sample pictures; 0: none.", 0, 10_000_000,
                                label="Sample every")] = 250

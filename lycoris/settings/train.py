@@ -20,6 +20,13 @@ class TrainConfig:
                                    "where the GPU has it, else fp16.",
                                    choices=("auto", "fp32", "bf16", "fp16"))] = "auto"
     device: Annotated[str, Knob("auto, cpu, cuda, cuda:1, mps.")] = "auto"
+    split: Annotated[int, Knob("Parts in which each batch is computed, one after the other: less "
+                               "memory, slower, the same result.", 1, 4096,
+                               label="Batch in parts")] = 1
+    retry_smaller: Annotated[bool, Knob("When memory runs out in training, go on from the last "
+                                        "checkpoint with what saves memory and leaves the result "
+                                        "the same: gradient checkpointing, batches in parts.",
+                                        label="Retry with less memory")] = False
     gradient_checkpointing: Annotated[bool, Knob("Compute activations twice instead of keeping "
                                                  "them: less memory, slower.")] = False
     clip_norm: Annotated[float, Knob("Longest allowed gradient; 0 is off.", 0, 1000,

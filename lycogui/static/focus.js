@@ -1,8 +1,8 @@
 /* Over the timesteps: how often each is drawn, and how much an error there counts. Two strips over one axis. */
-lyco.parts.emphasis = ({element, props, watch}) => {
-  const {h, fill} = lyco, root = element.querySelector(".emphasis-root");
-  const canvas = h("canvas.emphasis", {tabIndex: 0, role: "img"}), tip = h("div.tip", {hidden: true}), note = h("p.note");
-  const chart = new lyco.Emphasis(canvas, tip);
+lyco.parts.focus = ({element, props, watch}) => {
+  const {h, fill} = lyco, root = element.querySelector(".focus-root");
+  const canvas = h("canvas.focus", {tabIndex: 0, role: "img"}), tip = h("div.tip", {hidden: true}), note = h("p.note");
+  const chart = new lyco.Focus(canvas, tip);
   const whole = h("div", {}, h("div.chart", {}, canvas, tip), note);
   const draw = () => {
     const data = props.value;
@@ -17,7 +17,7 @@ lyco.parts.emphasis = ({element, props, watch}) => {
   draw();
 };
 
-lyco.Emphasis = class {
+lyco.Focus = class {
   constructor(canvas, tip) {
     Object.assign(this, {canvas, tip, data: null, at: -1});
     new ResizeObserver(() => this.draw()).observe(canvas);
