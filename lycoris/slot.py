@@ -183,6 +183,11 @@ class Slot:
 
     def _around(self, x: Tensor, adapter: Adapter) -> Tensor:
         """The one adapter that works on the layer's input or on its output before the bias."""
+        own = type(adapter.algorithm).joined is not Algorithm.joined
+        if own and adapter.dora_scale is None:
+            y = self._joined(x, adapter, dense=False)
+            if y is not None:
+                return y
         bias, p = self.module.bias, adapter.seen()
 
         def base(fed: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..products import pointwise
+from ..products import linear_slopes, pointwise
 from . import Algorithm, Cost, Inner, Layer, NoOptions, Shape, Tensors
 
 
@@ -71,6 +72,10 @@ class Glora(Algorithm):
         y = inner.finished(inner.base(seen), layer)
         return y + pointwise(inner.op(x, p["b2"]), p["b1"], factor, None)
 
+    def joined(self, p: Tensors, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None,
+               factor: float) -> Tensor:
+        return _Reshaped.apply(x, weight, bias, factor, *(p[name] for name in self.keys))
+
     def fits(self, shapes: Mapping[str, Shape], layer: Layer) -> bool:
         return (super().fits(shapes, layer) and shapes["a1"][0] == layer.inp
                 and shapes["b1"][0] == layer.out)
@@ -80,3 +85,31 @@ class Glora(Algorithm):
         if not cls.has(found, *cls.keys.values()):
             return None
         return found["b2.weight"][0], NoOptions()
+
+
+class _Reshaped(torch.autograd.Function):
+    """(x + factor x a2^T a1^T) W^T + b + factor x b2^T b1^T over rows. What W sees is not kept, and
+    both thin products with x are one, as are both of its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, factor: float,
+                *matrices: Tensor) -> Tensor:
+        a1, a2, b1, b2 = matrices
+        hidden = x @ torch.cat([a2, b2]).t()
+        ctx.factor = factor
+        ctx.save_for_backward(x, weight, hidden, *matrices)
+        ours, beside = hidden.tensor_split(2, dim=1)
+        seen = torch.addmm(x, ours, a1.t(), alpha=factor)
+        return F.linear(seen, weight, bias).addmm_(beside, b1.t(), alpha=factor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, hidden, a1, a2, b1, b2 = ctx.saved_tensors
+        ours, beside = hidden.tensor_split(2, dim=1)
+        seen = (torch.addmm(x, ours, a1.t(), alpha=ctx.factor) if ctx.needs_input_grad[1] else x)
+        gx, gw, gb = linear_slopes((True, *ctx.needs_input_grad[1:3]), grad, seen, weight)
+        slope = torch.cat([gx @ a1, grad @ b1], 1).mul_(ctx.factor)
+        ga1, gb1 = (gx.t() @ ours).mul_(ctx.factor), (grad.t() @ beside).mul_(ctx.factor)
+        ga2, gb2 = (slope.t() @ x).tensor_split(2)
+        wanted = gx.addmm_(slope, torch.cat([a2, b2])) if ctx.needs_input_grad[0] else None
+        return wanted, gw, gb, None, ga1, ga2, gb1, gb2
