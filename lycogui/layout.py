@@ -34,7 +34,8 @@ TIMESTEPS = {"uniform": "all alike", "logit-normal": "logit-normal (sigmoid)",
              "composition": "composition, high ones more often"}
 
 SECTIONS: dict[str, tuple[Place, ...]] = {
-    "base": (Place("model.base"), Place("model.dtype")),
+    "base": (Place("model.base"), Place("model.dtype"),
+             Place("model.prediction_type"), Place("model.zero_snr")),
     "folder": (Place("dataset.folder", info=False),),
     "algorithm kind": (Place("network.algo", "radio", info=False),),
     "algorithm": (

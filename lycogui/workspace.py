@@ -117,8 +117,8 @@ class Workspace:
         base = config.find(run.model.base)
         stamps = tuple(_stamp(base / name) for name in (
             "model_index.json", "unet", "text_encoder", "vae", "scheduler", "tokenizer"))
-        return self._cached(("family", base, run.model.family), stamps,
-                            lambda: families.open_base(base, run.model.family))
+        return self._cached(("family", run.model), stamps,
+                            lambda: families.open_chosen(run.model))
 
     def facts(self, adapter: Path, run: Config) -> Mapping[str, Any]:
         """What an adapter's header tells, read again only when its file or the base changes."""

@@ -214,7 +214,7 @@ def dataset(options: argparse.Namespace, terminal: Terminal, signals: Signals) -
 
     run = config.settings(options.settings)
     found = folder.scan(config.find(run.dataset.folder))
-    family = families.open_base(config.find(run.model.base), run.model.family)
+    family = families.open_chosen(run.model)
     counts = family.count_tokens([p.caption or "" for p in found.pictures])
     problems = {kind: [p.name for p in pictures]
                 for kind, pictures in found.problems(run.dataset.resolution).items()}
@@ -244,7 +244,7 @@ def demo(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> i
 
     folder = Path(options.out or Path("runs") / f"demo-{_stamp()}")
     run = config.load(None, [f"output.folder={folder}", *options.settings])
-    family = families.open_base(config.find(run.model.base), run.model.family)
+    family = families.open_chosen(run.model)
     pair = [replace(run, network=replace(run.network, algo="lora"))]
     pair.append(choose.match(pair[0], "loha", family).run)
     for each in pair:

@@ -124,4 +124,4 @@ def _shared(shared: Any, form: str) -> dict[str, Any]:
 def _family(run: Config) -> Any:
     from . import families
 
-    return families.open_base(config.find(run.model.base), run.model.family)
+    return families.open_chosen(run.model)

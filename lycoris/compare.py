@@ -14,7 +14,6 @@ from PIL import Image
 
 from . import (
     __version__,
-    config,
     contestants,
     devices,
     durable,
@@ -26,7 +25,7 @@ from . import (
 )
 from .contestants import Contestant
 from .errors import ConfigError, OutOfMemory
-from .families import Family, open_base
+from .families import Family, open_chosen
 from .network import LycorisNetwork
 from .settings import Config
 
@@ -53,7 +52,7 @@ def check(run: Config, takers: Sequence[Contestant]) -> Family:
         problems["sample.seeds"] = "sample.seeds is empty; write at least one seed"
     if problems:
         raise ConfigError(problems)
-    family = open_base(config.find(run.model.base), run.model.family)
+    family = open_chosen(run.model)
     plan.check_base(run, family)
     return family
 

@@ -14,6 +14,7 @@ from typing import Any
 from . import choices, config
 from .errors import LycorisError, RunError
 from .follow import Signals
+from .settings import ModelConfig
 from .terminal import Terminal, as_data, mebibytes, table
 
 TABLE = "table"
@@ -82,7 +83,7 @@ def _answer(base: Iterable[str], line: str) -> Mapping[str, Any]:
     try:
         values = _object(line)
         made = config.settings(base, values)
-        return plan.make(made, family=_family(made.model.base, made.model.family),
+        return plan.make(made, family=_family(made.model),
                          dataset=_dataset(made.dataset.folder), need_dataset=False).summary()
     except LycorisError as error:
         return {"error": as_data(error)}
@@ -101,10 +102,10 @@ def _object(line: str) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=8)
-def _family(base: str, family: str) -> Any:
+def _family(model: ModelConfig) -> Any:
     from . import families
 
-    return families.open_base(config.find(base), family)
+    return families.open_chosen(model)
 
 
 @functools.lru_cache(maxsize=8)

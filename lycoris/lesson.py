@@ -70,7 +70,7 @@ class Lesson:
         return torch.stack(found).cpu()
 
     def _told(self, batch: Batch) -> Condition:
-        return self.condition(batch.texts)
+        return self.model.with_sizes(self.condition(batch.texts), batch.sizes)
 
     @torch.no_grad()
     def _as_the_base(self, batch: Batch, x_t: Tensor, t: Tensor, target: Tensor) -> Tensor:

@@ -186,7 +186,7 @@ def step_of(plan: Plan, device: str) -> holding.Step:
 
 
 def _weights(plan: Plan, device: str, table: Table | None) -> Iterator[Item]:
-    """The base by part. The autoencoder is held in fp32."""
+    """The base by part. The autoencoder is held in fp32, but where it is safe in half."""
     if table is None:
         total: Counter[str] = Counter()
         for layer in plan.family.layers:
@@ -197,7 +197,7 @@ def _weights(plan: Plan, device: str, table: Table | None) -> Iterator[Item]:
     width = WIDTHS[base_dtype(plan.config, device)]
     for part, count in numbers.items():
         yield Item("weights", f"{part.replace('_', ' ')} weights",
-                   round(count * (4 if part == "vae" else width)))
+                   round(count * (4 if part == "vae" and not plan.family.half_vae else width)))
 
 
 def base_dtype(run: Config, device: str) -> str:

@@ -38,7 +38,7 @@ from .data.folder import Dataset
 from .data.loader import batches_per_epoch
 from .errors import ConfigError, LycorisError
 from .events import Warned
-from .families import Family, check_preset, open_base, preset_names
+from .families import Family, check_preset, open_chosen, preset_names
 from .registry import pick
 from .runs import RunFolder
 from .settings import Config, NetworkConfig
@@ -99,7 +99,7 @@ def make(run: Config, *, family: Family | None = None, dataset: Dataset | None =
     """
     check_names(run)
     if family is None:
-        family = open_base(config.find(run.model.base), run.model.family)
+        family = open_chosen(run.model)
     if dataset is None:
         try:
             dataset = folder.scan(config.find(run.dataset.folder))

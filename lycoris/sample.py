@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from . import config, contestants, devices, events, loading, plan, sampling
+from . import contestants, devices, events, loading, plan, sampling
 from .contestants import Contestant
 from .errors import ConfigError, OutOfMemory
-from .families import open_base
+from .families import open_chosen
 from .settings import Config
 
 
@@ -22,7 +22,7 @@ def run(run: Config, taker: Contestant, where: Path, emit: Callable[[events.Even
     if not jobs:
         raise ConfigError({"sample.prompts": "there is nothing to paint; give sample.prompts and "
                                              "sample.seeds"})
-    family = open_base(config.find(run.model.base), run.model.family)
+    family = open_chosen(run.model)
     plan.check_base(run, family)
     device = devices.choose(run.train.device)
     precision = devices.precision(run.train.precision, device)

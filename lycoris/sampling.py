@@ -77,6 +77,8 @@ def _denoise(model: Model, scheduler: Any, cond: Condition, seed: int, settings:
     """One picture's latents; `cond` is of two texts: negative, positive. None if stopped."""
     stream = torch.Generator().manual_seed(seed)
     scale = model.latent_scale
+    whole = (settings.height, settings.width, 0, 0, settings.height, settings.width)
+    cond = model.with_sizes(cond, [whole, whole])
     latents = torch.randn((1, model.latent_channels, settings.height // scale,
                            settings.width // scale), generator=stream).to(model.device)
     scheduler.set_timesteps(settings.steps, device=model.device)

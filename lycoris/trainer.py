@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -204,7 +204,7 @@ class Session:
     def _condition(self) -> Callable[[Sequence[str]], Condition]:
         """Captions to what the denoiser attends to: live where the text encoder learns, else made
         once for every caption."""
-        if any(adapter.layer.part == "text_encoder" for adapter in self.network):
+        if any(adapter.layer.part.startswith("text_encoder") for adapter in self.network):
             return self.model.encode_text
         self.doing = "encoding the captions"
         known: dict[str, Condition] = {}
@@ -260,7 +260,7 @@ def _optimizer(plan: Plan, network: LycorisNetwork) -> torch.optim.Optimizer:
     """The network's groups at their rates: the layers' own, the part's, or that of all, and LoRA+'s
     multiple of it; what has the rate 0 is left as it is."""
     settings = plan.config.optimizer
-    rates: Mapping[str, float | None] = {"text_encoder": settings.text_encoder_lr}
+    rates = dict.fromkeys(("text_encoder", "text_encoder_2"), settings.text_encoder_lr)
     groups = []
     for group in network.groups():
         own = (group.rate, rates.get(group.part), settings.lr)

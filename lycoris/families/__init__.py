@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,13 +16,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .. import known, presets, quantised, tensorfile
+from .. import config, known, presets, quantised, tensorfile
 from ..algorithms import Layer
 from ..errors import ConfigError, ModelFileError
 from ..known import Known
 from ..objectives import Objective
 from ..prompts import Reading
 from ..registry import discover, pick
+from ..settings import ModelConfig
 
 
 class Family:
@@ -51,7 +53,7 @@ class Family:
     scheduler_config: Mapping[str, Any]  # its schedule of noise, by diffusers' names
     known: Known | None = None  # set where it is known by name alone and `base` is another model
 
-    def __init__(self, base: Path):
+    def __init__(self, base: Path, chosen: Chosen | None = None):
         """Read the facts; raises ModelFileError where a part is missing or unfit."""
         raise NotImplementedError
 
@@ -205,6 +207,11 @@ class Model:
     def check_prompts(self, texts: Sequence[str]) -> None:
         """EmbeddingError where a prompt names what cannot be used."""
 
+    def with_sizes(self, condition: Condition, sizes: Sequence[Sequence[int]]) -> Condition:
+        """With how each picture was cut out, for a model that is told: original height and width,
+        the crop's top and left, height and width of what came out, in pixels."""
+        return condition
+
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """One call of the denoiser."""
         raise NotImplementedError
@@ -241,7 +248,40 @@ def names() -> tuple[str, ...]:
     return tuple(dict.fromkeys(("auto", *catalogue(), *known.names())))
 
 
-def open_base(base: Path, family: str = "auto") -> Family:
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen beside the base's files, over what they say; "auto" leaves it to them."""
+
+    prediction: str = "auto"  # or epsilon, v_prediction
+    zero_snr: str = "auto"  # or on, off
+
+    def schedule(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """A scheduler's config as diffusers takes it."""
+        said = dict(found)
+        if self.prediction != "auto":
+            said["prediction_type"] = self.prediction
+        if self.zero_snr != "auto":
+            said["rescale_betas_zero_snr"] = self.zero_snr == "on"
+        if said.get("rescale_betas_zero_snr"):
+            if said.get("prediction_type", "epsilon") == "epsilon":
+                raise ConfigError({"model.zero_snr": (
+                    "model.zero_snr needs a model that predicts v: of pure noise there is nothing "
+                    "to learn for one that predicts the noise. Set model.zero_snr to off, or "
+                    "model.prediction_type to v_prediction if that is what it is.")})
+            said["timestep_spacing"] = "trailing"  # or the first step is not of pure noise
+        return said
+
+
+AS_IT_IS = Chosen()
+
+
+def open_chosen(model: ModelConfig) -> Family:
+    """`open_base` as the settings of a run say it."""
+    return open_base(config.find(model.base), model.family,
+                     Chosen(model.prediction_type, model.zero_snr))
+
+
+def open_base(base: Path, family: str = "auto", chosen: Chosen = AS_IT_IS) -> Family:
     """The base model at `base`; raises ModelFileError where it is missing or of no known family.
 
     Where `family` is a known model's name and `base` is no model of its shape, only the facts: for
@@ -251,7 +291,7 @@ def open_base(base: Path, family: str = "auto") -> Family:
         found = known.find(family)
         kind = catalogue()[found.family]
         if base.is_dir() and kind.detect(base):
-            opened = kind(base)
+            opened = kind(base, chosen)
             if _outline(opened.layers) == _outline(found.layers):
                 return opened
         return kind.by_name(found, base)
@@ -260,10 +300,10 @@ def open_base(base: Path, family: str = "auto") -> Family:
                              "Choose the folder of a model in the diffusers layout; "
                              "assets/tiny-sd is built in.")
     if family != "auto":
-        return pick(catalogue(), family, "model.family")(base)
+        return pick(catalogue(), family, "model.family")(base, chosen)
     for kind in catalogue().values():
         if kind.detect(base):
-            return kind(base)
+            return kind(base, chosen)
     raise ModelFileError(
         f"{base} is no model of a known family ({', '.join(catalogue())}).",
         "Choose the folder that holds model_index.json; files in other layouts must be converted "

@@ -7,21 +7,19 @@ Reads any folder in the diffusers layout; the embedded assets/tiny-sd is an ordi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .. import objectives, prompts, tensorfile, unetnames
+from .. import modelfiles, objectives, prompts, tensorfile, unetnames
 from ..algorithms import Layer
 from ..errors import ModelFileError
 from ..known import Known
-from . import Condition, Family, Model
+from . import AS_IT_IS, Chosen, Condition, Family, Model
 
 # What a part's config must say, and what it then is.
 FACTS: Mapping[str, Mapping[str, type]] = {
@@ -92,8 +90,8 @@ class StableDiffusion(Family):
                                   "mlp.fc2": {"train_on_input": True}}},
     }
 
-    def __init__(self, base: Path):
-        self.base = base
+    def __init__(self, base: Path, chosen: Chosen = AS_IT_IS):
+        self.base, self.chosen = base, chosen
         self._refuse_missing_parts()
         configs = {part: self._config(part) for part in ("unet", "vae", "text_encoder")}
         unet, vae = configs["unet"], configs["vae"]
@@ -108,7 +106,8 @@ class StableDiffusion(Family):
     def _describe(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
         """The facts that follow from the parts' configs."""
         unet, vae, text = (configs[part] for part in ("unet", "vae", "text_encoder"))
-        self.scheduler_config = configs["scheduler"]
+        self.scheduler_config = self.chosen.schedule(configs["scheduler"])
+        self.half_vae = vae.get("force_upcast", True) is False
         self.latent_scale = 2 ** (len(vae["block_out_channels"]) - 1)
         self.side_multiple = self.latent_scale * 2 ** (len(unet["block_out_channels"]) - 1)
         self.resolution = unet["sample_size"] * self.latent_scale
@@ -118,6 +117,8 @@ class StableDiffusion(Family):
         self.metadata = {
             **self._version(unet, velocity), "ss_sd_model_name": self.base.name,
             "modelspec.prediction_type": "v" if velocity else "epsilon"}
+        if self.scheduler_config.get("rescale_betas_zero_snr"):
+            self.metadata["ss_zero_terminal_snr"] = "True"
 
     def _version(self, unet: Mapping[str, Any], velocity: bool) -> dict[str, str]:
         """What a file says of the kind of its base, and a person; 2.x is known by OpenCLIP's
@@ -131,7 +132,7 @@ class StableDiffusion(Family):
     @classmethod
     def by_name(cls, known: Known, base: Path) -> StableDiffusion:
         found = cls.__new__(cls)
-        found.base, found.known = base, known
+        found.base, found.known, found.chosen = base, known, Chosen()
         found._describe(known.configs)
         found.layers = known.layers
         return found
@@ -216,7 +217,7 @@ class StableDiffusion(Family):
         folder = self.base / "tokenizer"
         found = [folder / "tokenizer.json"]
         if found[0].is_file():
-            _read_json(found[0], {"model": dict})
+            modelfiles.read_json(found[0], {"model": dict})
             return found
         found = [folder / "vocab.json", folder / "merges.txt"]
         if missing := [file.name for file in found if not file.is_file()]:
@@ -224,8 +225,8 @@ class StableDiffusion(Family):
                 f"The base model's tokenizer has no tokenizer.json, and no "
                 f"{' and no '.join(missing)} in its place.",
                 "Copy the tokenizer folder from where the model came from.")
-        _read_json(found[0])
-        _read_text(found[1])
+        modelfiles.read_json(found[0])
+        modelfiles.read_text(found[1])
         return found
 
     def _weights(self, part: str) -> tuple[Path, str | None]:
@@ -244,7 +245,7 @@ class StableDiffusion(Family):
             if pickled else "Copy that file from where the model came from.")
 
     def _config(self, part: str, file: str = "config.json") -> dict[str, Any]:
-        return _read_json(self.base / part / file, FACTS.get(part, {}))
+        return modelfiles.read_json(self.base / part / file, FACTS.get(part, {}))
 
     def _layers(self, part: str) -> list[Layer]:
         """From the names and shapes in the header alone: (o, i) linear, (o, i, k, k) conv, (c)
@@ -254,7 +255,7 @@ class StableDiffusion(Family):
         found = []
         for key, (_, shape) in entries.items():
             name, _, leaf = key.rpartition(".")
-            table = name.endswith(("token_embedding", "position_embedding"))
+            table = name.endswith(("token_embedding", "position_embedding", "text_projection"))
             if leaf != "weight" or len(shape) not in kinds or table:
                 continue
             found.append(Layer(name.removeprefix(TEXT_LEVEL), kinds[len(shape)], tuple(shape),
@@ -263,7 +264,12 @@ class StableDiffusion(Family):
 
 
 class StableDiffusionModel(Model):
-    """The loaded parts. The autoencoder is held in fp32: in half precision SD's overflows."""
+    """The loaded parts. The autoencoder is held in fp32: in half precision SD's overflows; one that
+    says of itself that it does not is held as the rest."""
+
+    # {text encoder: (its class, its tokenizer)}
+    texts: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "text_encoder": ("CLIPTextModel", "tokenizer")}
 
     def __init__(self, family: StableDiffusion, device: torch.device, dtype: torch.dtype):
         import diffusers
@@ -273,36 +279,40 @@ class StableDiffusionModel(Model):
         folder = str(family.base)
 
         def part(kind: Any, name: str, precision: torch.dtype) -> nn.Module:
-            with _reading(family.base, name):
+            with modelfiles.reading(family.base, name):
                 loaded = kind.from_pretrained(
                     folder, subfolder=name, dtype=precision, variant=family.variant(name),
                     use_safetensors=True, local_files_only=True)
             return loaded.to(device).requires_grad_(False).eval()
 
+        def encoder(name: str, kind: str, words: str) -> prompts.Encoder:
+            with modelfiles.reading(family.base, words):
+                tokenizer = transformers.CLIPTokenizer.from_pretrained(
+                    folder, subfolder=words, local_files_only=True)
+            _refuse_other_vocabulary(len(tokenizer), family, name)
+            return prompts.Encoder(tokenizer, part(getattr(transformers, kind), name, dtype),
+                                   family.max_tokens + 2)
+
         self.device, self.dtype = device, dtype
-        with _reading(family.base, "tokenizer"):
-            self.tokenizer = transformers.CLIPTokenizer.from_pretrained(
-                folder, subfolder="tokenizer", local_files_only=True)
-        _refuse_other_vocabulary(len(self.tokenizer), family)
+        self.encoders = tuple(encoder(name, *each) for name, each in self.texts.items())
+        self.text_encoder = self.encoders[0].module
         self.unet = part(diffusers.UNet2DConditionModel, "unet", dtype)
-        self.text_encoder = part(transformers.CLIPTextModel, "text_encoder", dtype)
-        self.vae = part(diffusers.AutoencoderKL, "vae", torch.float32)
-        self.encoders = (
-            prompts.Encoder(self.tokenizer, self.text_encoder, family.max_tokens + 2),)
+        self.vae = part(diffusers.AutoencoderKL, "vae",
+                        dtype if family.half_vae else torch.float32)
         self.scheduler_config = family.scheduler_config
-        with _reading(family.base, "scheduler"):
+        with modelfiles.reading(family.base, "scheduler"):
             noise = diffusers.DDPMScheduler.from_config(self.scheduler_config)
         self.objective = objectives.make(noise.config.prediction_type, noise.alphas_cumprod)
         self.latent_channels = self.vae.config.latent_channels
         self.latent_scale = family.latent_scale
-        self.modules: Mapping[str, nn.Module] = {
-            "unet": self.unet,
-            "text_encoder": getattr(self.text_encoder, "text_model", self.text_encoder)}
+        self.modules: Mapping[str, nn.Module] = {"unet": self.unet, **{
+            name: getattr(each.module, "text_model", each.module)
+            for name, each in zip(self.texts, self.encoders, strict=True)}}
 
     @torch.no_grad()
     def encode_image(self, pictures: Tensor) -> Tensor:
         """(b, 3, h, w) -> (b, c, h / f, w / f): the posterior's mean, so that it is repeatable."""
-        mean = self.vae.encode(pictures.to(self.device, torch.float32)).latent_dist.mean
+        mean = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist.mean.float()
         shift = self.vae.config.shift_factor or 0.0
         return (mean - shift) * self.vae.config.scaling_factor
 
@@ -331,65 +341,30 @@ class StableDiffusionModel(Model):
     def decode(self, latents: Tensor) -> Tensor:
         shift = self.vae.config.shift_factor or 0.0
         scaled = latents.float() / self.vae.config.scaling_factor + shift
-        return self.vae.decode(scaled, return_dict=False)[0]
+        return self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0]
 
     def train_mode(self, *, checkpointing: bool) -> None:
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
-            self.text_encoder.activation_checkpointing_enable({"use_reentrant": False})
-            self.unet.train()  # both recompute only in training mode; neither has dropout
-            self.text_encoder.train()
+            self.unet.train()  # it recomputes only in training mode, as the text encoders; neither
+            for encoder in self.encoders:  # has dropout
+                encoder.module.activation_checkpointing_enable({"use_reentrant": False})
+                encoder.module.train()
 
     def eval_mode(self) -> None:
         self.unet.eval()
-        self.text_encoder.eval()
+        for encoder in self.encoders:
+            encoder.module.eval()
 
 
-@contextmanager
-def _reading(base: Path, part: str) -> Iterator[None]:
-    """What the libraries raise over a broken file, as a ModelFileError that names the part."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    try:
-        yield
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError,
-            StrictDataclassError) as error:
-        raise ModelFileError(f"The base model's {part} in {base} cannot be loaded: {error}.",
-                             "Take another copy of the model.") from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except FileNotFoundError:
-        raise ModelFileError(f"The base model's {path.parent.name} has no {path}.",
-                             "Copy that file from where the model came from.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelFileError(f"{path} cannot be read: {error}.", "Copy that file again.") from None
-
-
-def _read_json(path: Path, needed: Mapping[str, type] | None = None) -> dict[str, Any]:
-    """A JSON object with what is `needed` in it."""
-    try:
-        found = json.loads(_read_text(path))
-    except ValueError as error:
-        raise ModelFileError(f"{path} is not valid JSON: {error}.",
-                             "Copy that file again.") from None
-    if not isinstance(found, dict):
-        raise ModelFileError(f"{path} holds no settings but a {type(found).__name__}.",
-                             "Copy that file again.")
-    lacking = [name for name, kind in (needed or {}).items()
-               if not isinstance(found.get(name), kind)]
-    if lacking:
-        raise ModelFileError(f"{path} does not say {', '.join(lacking)}.",
-                             "Copy that file from where the model came from.")
-    return found
-
-
-def _refuse_other_vocabulary(tokens: int, family: StableDiffusion) -> None:
+def _refuse_other_vocabulary(tokens: int, family: StableDiffusion, part: str) -> None:
     """A text encoder's table may have rows to spare, but another's tokens mean nothing to it."""
     if not 0.9 * family.vocabulary <= tokens <= family.vocabulary:
         raise ModelFileError(
-            f"The tokenizer of {family.base} knows {tokens:,} tokens, its text encoder "
+            f"The tokenizer of {family.base} knows {tokens:,} tokens, its {_words(part)} "
             f"{family.vocabulary:,}.",
-            "Copy both folders, tokenizer and text_encoder, from where the model came from.")
+            f"Copy both folders, tokenizer and {part}, from where the model came from.")
+
+
+def _words(part: str) -> str:
+    return part.replace("_", " ")

@@ -1,7 +1,7 @@
 """Stable Diffusion XL: a UNet with deep transformers and two CLIP text encoders.
 
 Adapter files name its UNet's layers as the original code does (input_blocks.4.1...), which every
-program reads. Its facts and files are known; a run on it is refused.
+program reads.
 """
 
 from __future__ import annotations
@@ -13,17 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .. import unetnames
+from .. import prompts, unetnames
 from ..algorithms import Layer
-from ..errors import ModelFileError
 from ..known import Known
-from . import Model
-from .sd import BLOCKS, CONVOLUTIONS, TEXT_BLOCKS, TRANSFORMERS, StableDiffusion
+from . import AS_IT_IS, Chosen, Condition
+from .sd import (
+    BLOCKS,
+    CONVOLUTIONS,
+    TEXT_BLOCKS,
+    TRANSFORMERS,
+    StableDiffusion,
+    StableDiffusionModel,
+)
 
 UNET = {"unet_target_module": (*TRANSFORMERS, *CONVOLUTIONS)}
 TEXT = {"text_encoder_target_module": TEXT_BLOCKS}
 LINEAR = {"enable_conv": False}
+READ_LAYER = 2  # of both text encoders, counted from the last
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -69,14 +77,13 @@ class StableDiffusionXL(StableDiffusion):
         found.layers = _written(found.layers)
         return found
 
-    def __init__(self, base: Path):
-        super().__init__(base)
+    def __init__(self, base: Path, chosen: Chosen = AS_IT_IS):
+        super().__init__(base, chosen)
         self.layers = _written(self.layers)
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> Model:
-        raise ModelFileError(
-            f"{self.base} is an SDXL model, which this version measures, merges and converts for, "
-            "but does not train or paint with.", "Choose a Stable Diffusion 1.x model.")
+    def load(self, device: torch.device, dtype: torch.dtype) -> StableDiffusionXLModel:
+        self.require_files()
+        return StableDiffusionXLModel(self, device, dtype)
 
     @classmethod
     def path_in_file(cls, layer: Layer) -> str:
@@ -89,6 +96,31 @@ class StableDiffusionXL(StableDiffusion):
     def _version(self, unet: Mapping[str, Any], velocity: bool) -> dict[str, str]:
         return {"ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False",
                 "modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}
+
+
+class StableDiffusionXLModel(StableDiffusionModel):
+    """Both text encoders are read at the last layer but one, without its norm (Podell et al. 2023,
+    arXiv 2307.01952, sec. 2.1); the picture's size and cut are told as in sec. 2.2."""
+
+    texts = {**StableDiffusionModel.texts,
+             "text_encoder_2": ("CLIPTextModelWithProjection", "tokenizer_2")}
+
+    def _encoded(self, read: Sequence[Sequence[Sequence[prompts.Chunk]]]) -> Condition:
+        """{"hidden": (b, tokens, features of both), "pooled": (b, features of the second)}"""
+        first, second = (prompts.encode(encoder, texts, READ_LAYER, normed=False)
+                         for encoder, texts in zip(self.encoders, read, strict=True))
+        assert second.pooled is not None
+        return {"hidden": torch.cat([first.hidden, second.hidden], -1), "pooled": second.pooled}
+
+    def with_sizes(self, condition: Condition, sizes: Sequence[Sequence[int]]) -> Condition:
+        """And {"time_ids": (b, 6)}."""
+        return {**condition, "time_ids": torch.tensor(sizes, dtype=torch.float32,
+                                                      device=self.device)}
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        added = {"text_embeds": cond["pooled"].to(self.dtype), "time_ids": cond["time_ids"]}
+        return self.unet(x_t.to(self.dtype), t, cond["hidden"].to(self.dtype),
+                         added_cond_kwargs=added, return_dict=False)[0]
 
 
 def _written(layers: Sequence[Layer]) -> tuple[Layer, ...]:

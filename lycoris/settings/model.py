@@ -20,6 +20,14 @@ class ModelConfig:
     dtype: Annotated[str, Knob("Precision the frozen base is held in; auto follows "
                                "train.precision.", choices=("auto", *DTYPES),
                                label="Precision of the base")] = "auto"
+    prediction_type: Annotated[str, Knob(
+        "What the model predicts. auto reads it from its files; say it where they are silent, as "
+        "those of many v-prediction models are.", choices=("auto", "epsilon", "v_prediction"),
+        label="Predicts")] = "auto"
+    zero_snr: Annotated[str, Knob(
+        "The noise schedule ends in pure noise (zero terminal SNR), as NoobAI's v-prediction model "
+        "was trained. auto reads it from the model's files.", choices=("auto", "on", "off"),
+        label="Zero terminal SNR")] = "auto"
     clip_skip: Annotated[int, Knob("Layer of the text encoder that is read, counted from the last. "
                                    "Anime models of SD 1.x want 2; SDXL has its own.", 1, 12,
                                    label="Clip skip")] = 1
