@@ -120,13 +120,15 @@ class Diverged(LycorisError):
 
     kind = "diverged"
 
-    def __init__(self, step: int, value: float, pictures: Iterable[str] = (), what: str = "loss"):
+    def __init__(self, step: int, value: float, pictures: Iterable[str] = (), what: str = "loss",
+                 began: str = "", changes: Iterable[str] = ("resume with a lower optimizer.lr",)):
+        """`began` is the first thing that was not finite; `changes` are what may help."""
         names = ", ".join(pictures)
         seen = f" (pictures: {names})" if names else ""
+        first = f" The first that was not finite: {began}." if began else ""
         super().__init__(
-            f"The {what} became {value} at step {step}{seen}.",
-            "The last checkpoint is intact: resume with a lower optimizer.lr, or with "
-            "train.precision=fp32.",
+            f"The {what} became {value} at step {step}{seen}.{first}",
+            f"The last checkpoint is intact: {'; or '.join(changes)}.",
             field="optimizer.lr",
         )
         self.step = step

@@ -86,6 +86,11 @@ class LycorisNetwork(nn.Module):
     def attached(self) -> bool:
         return self._attached
 
+    @property
+    def targets(self) -> Mapping[nn.Module, Adapter]:
+        """The model's own layers, each with its adapter."""
+        return dict(zip(self._targets.values(), self, strict=True))
+
     def apply_to(self) -> LycorisNetwork:
         """Attach: from now on the model computes with these adapters."""
         if not self._attached:

@@ -1,4 +1,5 @@
-"""Which settings would lower a run's memory, the cheapest to give up first."""
+"""Which settings would help a run: to less memory, the cheapest to give up first; to finite
+numbers."""
 
 from __future__ import annotations
 
@@ -154,6 +155,25 @@ def after_failure(plan: Plan, doing: str, device: str = "cuda") -> list[str]:
             offer("start a new run", {"optimizer.name": small[0]["optimizer.name"]}, TRAINING)
     if lower:
         offer("start a new run", lower[0], ENCODING if doing == ENCODING else TRAINING)
+    return found
+
+
+def after_divergence(run: Config, precision: str, began: str | None) -> list[str]:
+    """What may keep a run's numbers finite; `began` is what was not, as lycoris.blame calls it."""
+    if began == "latents":
+        return ["start a new run without these pictures", "with another base model: its "
+                "autoencoder makes no finite latents of them"]
+    found = [f"resume with a lower optimizer.lr, such as {run.optimizer.lr / 3:.2g}"]
+    if precision == "fp16":
+        found.append("resume with train.precision=bf16, whose numbers reach further, or fp32")
+    elif precision == "bf16":
+        found.append("resume with train.precision=fp32")
+    if run.model.dtype == "fp16":
+        found.append("resume with model.dtype=bf16 or fp32")
+    if not run.train.clip_norm:
+        found.append("start a new run with train.clip_norm=1")
+    if not run.train.max_norm:
+        found.append("start a new run with train.max_norm=1")
     return found
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import (
+    blame,
     devices,
     disk,
     durable,
@@ -27,7 +28,7 @@ from .checkpoint import Progress
 from .crew import ALONE, Crew, Halted
 from .errors import ConfigError, Diverged, OutOfMemory
 from .families import Condition, Model, moved, together
-from .feed import Feed
+from .feed import Batch, Feed
 from .keeping import Keeper
 from .lesson import Lesson
 from .memory import ENCODING, LOADING, PAINTING
@@ -195,11 +196,14 @@ class Session:
 
     def loss(self, step: int, piece: int) -> Tensor:
         """What one piece of a step adds to its batch's mean loss, with its graph."""
-        micro, part = divmod(piece, self.parts)
-        seed = self.plan.config.train.seed
+        micro, seed = piece // self.parts, self.plan.config.train.seed
         torch.manual_seed(streams.number(seed, "dropout", step, *([micro] if micro else [])))
-        batch, share = self.feed.batch(step, micro).piece(part, self.parts)
+        batch, share = self._batch(step, piece)
         return self.lesson.loss(batch) * share
+
+    def _batch(self, step: int, piece: int) -> tuple[Batch, float]:
+        micro, part = divmod(piece, self.parts)
+        return self.feed.batch(step, micro).piece(part, self.parts)
 
     def _condition(self) -> Callable[[Sequence[str]], Condition]:
         """Captions to what the denoiser attends to: live where the text encoder learns, else made
@@ -220,8 +224,21 @@ class Session:
         return torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit).item()
 
     def _diverged(self, what: str, value: float, step: int) -> Diverged:
-        """To be raised before the optimiser spreads it."""
-        return Diverged(step + 1, value, self.feed.named(step), what)
+        """To be raised before the optimiser spreads it; says which layer and pictures began it."""
+        run = self.plan.config
+        found = blame.find(
+            self.model.modules, self.network, lambda piece: self._batch(step, piece)[0].x0,
+            lambda piece: self.scaler.scale(self.loss(step, piece) / run.train.accumulate),
+            self.pieces)
+        pictures = self.feed.named(step)
+        if found is not None:
+            members = self._batch(step, found.piece)[0].members
+            shown = [i for row, i in enumerate(members) if row in found.rows] or members
+            pictures = [self.feed.names[i] for i in shown]
+        told = self.crew.meet(found and (found, pictures))
+        found, pictures = next(filter(None, told), (None, pictures))
+        return Diverged(step + 1, value, pictures, what, str(found or ""),
+                        relief.after_divergence(run, self.precision, found and found.what))
 
     def sample(self, asked: Asked) -> set[str]:
         """Paint the sample prompts; what was asked meanwhile."""

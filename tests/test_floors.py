@@ -23,7 +23,7 @@ FLOORS = {
     3: ("data", "assignments", "sizes", "published", "metadata", "thumbnail", "plan", "adapterfile",
         "adapter", "slot", "network", "checkpoint", "sampling", "contestants", "grid", "wrapper",
         "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance", "surprises",
-        "weigher", "choose", "goals", "advice", "kohya", "recipes", "footprint", "holding",
+        "weigher", "choose", "goals", "advice", "blame", "kohya", "recipes", "footprint", "holding",
         "memory", "relief", "machine", "disk", "outlook", "tracing", "activations",
         "feed", "lesson", "keeping", "showing", "loading",
         "kohya_loss", "focus"),

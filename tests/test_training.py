@@ -266,6 +266,59 @@ def test_a_gradient_that_stays_no_number_ends_the_run(
         train(settings(f"train.precision={precision}", "train.steps=30"))
 
 
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize(("spoilt", "words"), [
+    ("output", "the output of unet mid_block.resnets.0.conv1"),
+    ("gradient", "the gradient of unet mid_block.resnets.0.conv1"),
+    ("adapter", "the adapter's gradient of unet mid_block.resnets.0.conv1"),
+    ("latents", "the latents"), ("loss", "the loss"),
+    ("text", "the output of text_encoder encoder.layers.1.mlp.fc1")])
+def test_what_was_not_finite_first_is_named(settings: Settings, spoilt: str, words: str,
+                                            split: int) -> None:
+    """The layer, and of four pictures the one."""
+    run = settings("train.batch_size=4", "sample.every=0", f"train.split={split}",
+                   "train.gradient_checkpointing=true")
+    session = Session(plan.make(run), Path(run.output.folder) / "one", lambda event: None)
+    session.prepare(lambda: set())
+    parts = session.model.modules
+    layer = parts["unet"].get_submodule("mid_block.resnets.0.conv1")
+    if spoilt == "text":
+        layer = parts["text_encoder"].get_submodule(words.split()[-1])
+    batch = session.feed.batch(0, 0)
+    bad = batch.members[-1]
+
+    def spoil(x: torch.Tensor) -> torch.Tensor:
+        last = torch.arange(len(x)).view(-1, *[1] * (x.ndim - 1)) == len(x) - 1
+        return torch.where(last, math.nan, x)
+
+    def slope(module: Any, given: Any, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(spoil)
+
+    if spoilt in ("output", "text"):
+        layer.register_forward_hook(lambda module, given, output: spoil(output))
+    elif spoilt == "gradient":
+        layer.register_forward_hook(slope)
+    elif spoilt == "adapter":
+        next(session.network.targets[layer].parameters()).register_hook(
+            lambda gradient: gradient * math.nan)
+    elif spoilt == "latents":
+        session.feed.latents[bad] = session.feed.latents[bad] * math.inf
+    else:
+        real = session.lesson.loss
+        session.lesson.loss = lambda batch: real(batch) * math.nan  # type: ignore[method-assign]
+    with pytest.raises(Diverged) as caught:
+        session.advance()
+    assert f"The first that was not finite: {words}." in caught.value.message
+    said = re.findall(r"\d\.png", caught.value.message)
+    name = session.feed.names[bad]
+    if spoilt in ("output", "latents", "gradient", "text"):
+        assert name in said and len(said) <= (1 if spoilt != "text" else split)
+    assert "optimizer.lr, such as 0.0033" in caught.value.fix or spoilt == "latents"
+    assert "train.max_norm=1" in caught.value.fix or spoilt == "latents"
+    session.network.restore()
+
+
 def test_min_snr_and_noise_offset_act(settings: Settings) -> None:
     plain = of(train(settings("output.name=a"))[0], events.Step)
     for number, extra in enumerate(("loss.min_snr_gamma=1", "loss.noise_offset=0.5")):
