@@ -87,7 +87,7 @@ class Jobs:
         """Put a run into the queue; it starts as soon as none is before it."""
         if self.state(run) in ("running", "starting"):
             raise RunError(f"{run.name} is running already.", "Stop it first.")
-        run.clear(["stop", "save", "sample"])
+        run.clear(["stop", "save", "sample", "pause", "resume"])
         run.request("start")
 
     def withdraw(self, run: RunFolder) -> None:

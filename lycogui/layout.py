@@ -62,7 +62,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
         Place("optimizer.lr", "number", info=False), Place("optimizer.name", info=False),
         Place("sample.every", "number"), Place("train.checkpoint_every", "number"),
     ),
-    "train samples": (Place("sample.prompts", lines=4),),
+    "train samples": (Place("sample.prompts", lines=4), Place("sample.prompts_file")),
     "train rate": (
         Place("optimizer.schedule"), Place("optimizer.warmup"),
         Place("optimizer.text_encoder_lr"), Place("optimizer.plus_ratio", "number"),

@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 from lycogui import speed, toolviews
 from lycogui.workspace import Workspace, run_id
 from lycoris import algorithms, config, devices, events
+from lycoris.contestants import BASE
 from lycoris.data import captions
 from lycoris.data.folder import Picture
 from lycoris.errors import DatasetError, LycorisError, RunError
@@ -113,21 +114,26 @@ def follow(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
         "points": [[s.step, s.loss, s.loss_avg, s.lr] for s in thinned(fresh, CURVE_POINTS)],
         "saves": [s.step for s in history.saves],
         "samples": [{"step": s.step, "index": s.index, "prompt": s.prompt, "seed": s.seed,
-                     "url": _painted_url(run, s.path)} for s in history.samples],
+                     "base": s.contestant == BASE, "url": _painted_url(run, s.path)}
+                    for s in history.samples],
         "warnings": [f"{w.text} {w.fix}".strip() for w in history.warnings],
         "log": run.log_tail(40) if given.get("log") else "",
     }
 
 
 def ask(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
-    """One of stop, save, sample, resume, withdraw for a run."""
+    """One of stop, save, sample, pause, resume, withdraw for a run."""
     run = _find(workspace, given["run"])
     jobs, what = workspace.jobs, given["what"]
     if what == "stop":
         jobs.stop(run)
-    elif what in ("save", "sample"):
+    elif what in ("save", "sample", "pause"):
         if jobs.state(run) != "running":
             raise RunError(f"{run.name} is not running.", "Start or resume it first.")
+        run.clear(["resume"] if what == "pause" else [])
+        run.request(what)
+    elif what == "resume" and jobs.state(run) == "running":
+        run.clear(["pause"])
         run.request(what)
     elif what == "resume":
         jobs.enqueue(run)
@@ -200,11 +206,13 @@ def seconds_left(history: History) -> float | None:
 def _run(workspace: Workspace, run: RunFolder) -> dict[str, Any]:
     """One run in short."""
     history, made = run.history(), _json(run.path / "plan.json")
+    state = workspace.jobs.state(run)
     last = history.steps[-1] if history.steps else None
     pace = [s.sec for s in history.steps[-30:]]
     return {
-        "id": run_id(run.path), "name": run.name, "state": workspace.jobs.state(run),
+        "id": run_id(run.path), "name": run.name, "state": state,
         "about": _about(run), "pair": made.get("pair"),
+        "paused": history.paused and state == "running",
         "step": history.step,
         "total": history.started.total_steps if history.started else made.get("steps", 0),
         "loss": last.loss if last else None, "loss_avg": last.loss_avg if last else None,

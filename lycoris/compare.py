@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from . import (
     grid,
     loading,
     plan,
+    promptfile,
     sampling,
 )
 from .contestants import Contestant
@@ -65,6 +66,7 @@ def run(run: Config, takers: Sequence[Contestant], where: Path,
     "stop" leaves a grid of what is there. Raises AdapterError for an adapter of another base.
     """
     takers = contestants.unique(list(takers))
+    run = replace(run, sample=promptfile.plain(run.sample))
     family = check(run, takers)
     device = devices.choose(run.train.device)
     precision = devices.precision(run.train.precision, device)

@@ -52,15 +52,15 @@ def predict(plan: Plan, step: int = 0) -> Disk:
     keep = run.train.keep_checkpoints
     kept = min(count, keep + 1) if keep else count
     states = min(checkpoint.KEEP + 1, count + 1)
-    pictures = 0
-    if run.sample.every and run.sample.prompts:
-        pictures = len(run.sample.prompts) * (-(-left // run.sample.every) + (step == 0))
-    how = sampling.settings_of(run.sample, run.dataset.resolution, plan.family.side_multiple)
+    shared = sampling.settings_of(run.sample, run.dataset.resolution, plan.family.side_multiple)
+    painted = [job.how(shared) for job in sampling.while_training(run.sample)]
+    times = -(-left // run.sample.every) + (step == 0) if run.sample.every else 0
+    area = sum(how.width * how.height for how in painted)
     return Disk((
         Item(f"{kept} checkpoints", kept * adapter),
         Item(f"{states} states to resume from", states * state_bytes(plan)),
         Item("the adapter", adapter),
-        Item(f"{pictures} sample pictures", round(pictures * how.width * how.height * PNG)),
+        Item(f"{times * len(painted)} sample pictures", round(times * area * PNG)),
         Item("events", left * EVENT)), _free(Path(run.output.folder).expanduser()))
 
 

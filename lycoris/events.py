@@ -80,6 +80,18 @@ class Saved(Event):
 
 
 @dataclass(frozen=True)
+class Paused(Event):
+    """It holds between two steps, and listens."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Continued(Event):
+    step: int
+
+
+@dataclass(frozen=True)
 class Measured(Event):
     """At a run's end: the highest memory in bytes as it was predicted and as it was, and steps a
     second without the first ones (0 where there were too few)."""
@@ -113,8 +125,8 @@ class Finished(Event):
 
 
 KINDS = {kind.__name__.lower(): kind
-         for kind in (Started, Resumed, Stage, Step, Sampled, Saved, Measured, Warned, Failed,
-                      Finished)}
+         for kind in (Started, Resumed, Stage, Step, Sampled, Saved, Paused, Continued,
+                      Measured, Warned, Failed, Finished)}
 
 
 def to_dict(event: Event, at: float | None = None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from . import config, devices, durable, events, footprint, memory
+from . import config, devices, durable, events, footprint, memory, promptfile
 from .plan import Plan
 
 FILE, FORMAT = "machine.json", 1
@@ -110,8 +110,8 @@ def time_left(plan: Plan, device: str, step: int = 0) -> Estimate | None:
     run = plan.config
     steps = run.train.steps - step
     pictures = checkpoints = 0
-    if run.sample.every and run.sample.prompts:
-        pictures = len(run.sample.prompts) * (-(-steps // run.sample.every) + (step == 0))
+    if run.sample.every:
+        pictures = len(promptfile.read(run.sample)) * (-(-steps // run.sample.every) + (step == 0))
     if run.train.checkpoint_every:
         checkpoints = -(-steps // run.train.checkpoint_every)
     more = pictures * (known.sample or 0) + checkpoints * (known.checkpoint or 0)

@@ -149,7 +149,7 @@ def _phases(plan: Plan, device: str, table: Table | None, frugal: bool) -> list[
     phases.append(Phase(ENCODING, (*base, Item(
         "temporary", "encoding the pictures",
         round(group * at(encoder["encode"], positions(plan, (width, height))))))))
-    if run.sample.every and run.sample.prompts:
+    if run.sample.every and sampling.while_training(run.sample):
         phases.append(Phase(PAINTING, (*base, *adapter, state, Item(
             "temporary", "painting a sample", _painting(plan, device, table)))))
     return phases
@@ -282,10 +282,12 @@ def _spare(plan: Plan, table: Table) -> int:
 
 
 def _painting(plan: Plan, device: str, table: Table) -> int:
-    """The denoiser for one picture, twice with guidance, or the autoencoder: one after the other.
-    Painting has no autocast; its tensors are those of the base's own precision."""
+    """The denoiser for the largest picture, twice with guidance, or the autoencoder: one after the
+    other. Painting has no autocast; its tensors are those of the base's own precision."""
     run = plan.config
-    how = sampling.settings_of(run.sample, run.dataset.resolution, plan.family.side_multiple)
+    shared = sampling.settings_of(run.sample, run.dataset.resolution, plan.family.side_multiple)
+    how = max((job.how(shared) for job in sampling.while_training(run.sample)),
+              key=lambda each: each.width * each.height, default=shared)
     places = positions(plan, (how.width, how.height))
     mode = "fp32" if base_dtype(run, device) == "fp32" else "half"
     ran = table.run(table.learning[0], mode)

@@ -23,6 +23,7 @@ from . import (
     metadata,
     optimizers,
     presets,
+    promptfile,
     samplers,
     schedules,
     sizes,
@@ -179,7 +180,7 @@ def facts_of(run: Config, buckets: Sequence[tuple[int, int]], **known: Any) -> m
 
 def shows_thumbnail(run: Config) -> bool:
     """Is one wanted, and will there be a sample picture to make it from?"""
-    return run.output.thumbnail and bool(run.sample.every and run.sample.prompts)
+    return run.output.thumbnail and bool(run.sample.every and promptfile.read(run.sample))
 
 
 def file_bytes(run: Config, network: NetworkConfig, family: Family) -> int:
@@ -252,7 +253,8 @@ def check_base(run: Config, family: Family) -> None:
     unit = family.side_multiple
     sides = {"dataset.bucket_step": run.dataset.bucket_step,
              "sample.width": run.sample.width, "sample.height": run.sample.height}
-    problems = {path: f"{path} is {side}; this model needs multiples of {unit} px. "
+    problems = promptfile.check_sides(run.sample, unit)
+    problems |= {path: f"{path} is {side}; this model needs multiples of {unit} px. "
                       f"Set it to {max(unit, round(side / unit) * unit)}."
                 for path, side in sides.items() if side is not None and side % unit}
     if run.dataset.resolution < unit:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import knobs, optimizers
+from . import knobs, optimizers, promptfile
 from .data import buckets as bucketing
 from .memory import ENCODING, LOADING, MIB, PAINTING, TRAINING, base_dtype, is_half, predict
 from .plan import Plan
@@ -116,7 +116,7 @@ def _lower(plan: Plan, device: str) -> Change:
 
 def _small_samples(plan: Plan, device: str) -> Change:
     sample = plan.config.sample
-    if not (sample.every and sample.prompts):
+    if not (sample.every and promptfile.read(sample)):
         return None
     return {"sample.every": 0}, "No sample pictures while it trains; paint them afterwards."
 

@@ -24,7 +24,7 @@ import psutil
 from . import durable, events
 from .errors import RunError
 
-REQUESTS = ("start", "stop", "save", "sample")
+REQUESTS = ("start", "stop", "save", "sample", "pause", "resume")
 EVENTS = "events.jsonl"
 
 
@@ -87,6 +87,7 @@ class History:
     warnings: list[events.Warned] = field(default_factory=list)
     failed: events.Failed | None = None
     finished: events.Finished | None = None
+    paused: bool = False
 
     def add(self, at: float, event: events.Event) -> None:
         self.last_at = at
@@ -94,7 +95,7 @@ class History:
             case events.Started():
                 self.started, self.started_at = event, at
                 self.failed = self.finished = self.stage = None
-                self.warnings = []
+                self.warnings, self.paused = [], False
             case events.Resumed():
                 self.resumes.append(event.step)
                 self.steps = [s for s in self.steps if s.step <= event.step]
@@ -112,6 +113,10 @@ class History:
                 self.samples.append(event)
             case events.Saved():
                 self.saves.append(event)
+            case events.Paused():
+                self.paused, self.stage = True, None
+            case events.Continued():
+                self.paused = False
             case events.Measured():
                 self.measured = event
             case events.Warned():

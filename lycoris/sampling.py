@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from . import durable, samplers
+from . import durable, promptfile, samplers
 from .families import Condition, Model
 from .settings import SampleConfig
 
@@ -26,10 +26,14 @@ RECIPE = "lycogui"  # the PNG text that holds the whole recipe as JSON
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to paint."""
+    """One picture to paint; `own` are the fields of Settings that it has for itself."""
 
     prompt: str
     seed: int
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+    def how(self, settings: Settings) -> Settings:
+        return replace(settings, **self.own)
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,16 @@ def settings_of(sample: SampleConfig, resolution: int, multiple: int) -> Setting
 
 
 def jobs_of(sample: SampleConfig) -> list[Job]:
-    """Every prompt with every seed, prompts outermost."""
-    return [Job(prompt, seed) for prompt in sample.prompts for seed in sample.seeds]
+    """Every prompt with every seed, or with its own, prompts outermost."""
+    return [Job(prompt.text, seed, prompt.own) for prompt in promptfile.read(sample)
+            for seed in (sample.seeds if prompt.seed is None else (prompt.seed,))]
+
+
+def while_training(sample: SampleConfig) -> list[Job]:
+    """Every prompt once, with its own seed or the first."""
+    first = sample.seeds[0] if sample.seeds else 1
+    return [Job(prompt.text, first if prompt.seed is None else prompt.seed, prompt.own)
+            for prompt in promptfile.read(sample)]
 
 
 @torch.no_grad()
@@ -61,12 +73,16 @@ def paint(model: Model, jobs: Sequence[Job], settings: Settings,
           stopped: Callable[[], bool] = lambda: False) -> Iterator[Image.Image]:
     """The pictures in order, each as soon as it is done; ends early when `stopped` says so."""
     model.eval_mode()
-    scheduler = samplers.make(settings.sampler, model.scheduler_config)
-    cond: dict[str, Condition] = {}
+    schedulers: dict[str, Any] = {}
+    cond: dict[tuple[str, str], Condition] = {}
     for job in jobs:
-        if job.prompt not in cond:
-            cond = {job.prompt: model.encode_prompts([settings.negative, job.prompt])}
-        latents = _denoise(model, scheduler, cond[job.prompt], job.seed, settings, stopped)
+        how = job.how(settings)
+        if how.sampler not in schedulers:
+            schedulers[how.sampler] = samplers.make(how.sampler, model.scheduler_config)
+        texts = (how.negative, job.prompt)
+        if texts not in cond:
+            cond = {texts: model.encode_prompts(list(texts))}
+        latents = _denoise(model, schedulers[how.sampler], cond[texts], job.seed, how, stopped)
         if latents is None:
             return
         yield to_image(model.decode(latents)[0])
@@ -109,6 +125,7 @@ def to_image(pixels: Tensor) -> Image.Image:
 def recipe(job: Job, settings: Settings, base: str,
            adapter: Mapping[str, Any] | None = None) -> dict[str, str]:
     """The PNG texts that reproduce a picture: ours as JSON, and the line other programs show."""
+    settings = job.how(settings)
     whole = {"prompt": job.prompt, "negative": settings.negative, "seed": job.seed,
              "steps": settings.steps, "sampler": settings.sampler, "cfg": settings.guidance,
              "width": settings.width, "height": settings.height, "base": base,

@@ -66,6 +66,8 @@ class Terminal:
                     self.say(f"Device: {event.device}")
             case events.Resumed() if event.step:
                 self.say(f"Resumed at step {event.step}.")
+            case events.Paused():
+                self.say(f"Paused at step {event.step}.")
             case events.Saved():
                 self.say(f"Saved {event.path} ({event.bytes:,} bytes).")
             case events.Warned():

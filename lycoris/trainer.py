@@ -41,15 +41,16 @@ Emit = Callable[[events.Event], None]
 Asked = Callable[[], set[str]]
 AVERAGE = 0.9  # decay of the loss's moving average
 BUILDING = "building the adapter"
+HOLD = 0.25  # seconds between two looks at what is asked while a run is paused
 
 
 def run(plan: Plan, where: Path, emit: Emit, asked: Asked, crew: Crew = ALONE) -> events.Finished:
     """Train the plan in the run folder `where`, from its newest state if it has one; with a crew,
     this process's share of it.
 
-    `asked()` returns the requests since the last call: "stop", "save", "sample". The final adapter
-    is `where`/<name>.safetensors, also after a stop. Raises typed errors; whatever was saved before
-    stays.
+    `asked()` returns the requests since the last call: "stop", "save", "sample", "pause", "resume".
+    The final adapter is `where`/<name>.safetensors, also after a stop. Raises typed errors;
+    whatever was saved before stays.
     """
     session = Session(plan, where, emit, crew)
     try:
@@ -110,7 +111,7 @@ class Session:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.keeper = Keeper(self.plan, self.where, emit, self.network, self.optimizer,
                              self.scaler, self.crew)
-        self.painter = Painter(self.plan, self.where, emit, self.model)
+        self.painter = Painter(self.plan, self.where, emit, self.model, self.network)
         self.lesson = Lesson(run, self.model, self.network, self.precision, self._condition())
         self.progress = self.keeper.resume()
         emit(events.Resumed(self.progress.step))
@@ -142,6 +143,8 @@ class Session:
             wanted = self.sample(asked)  # before the first step, or where a stop came between
         while self.progress.step < run.train.steps:
             wanted |= self.crew.agreed(asked())
+            if "pause" in wanted:
+                wanted = self.hold(wanted, asked)
             if "sample" in wanted:
                 wanted |= self.sample(asked)
             if "save" in wanted:
@@ -156,6 +159,22 @@ class Session:
             if run.train.checkpoint_every and step % run.train.checkpoint_every == 0 and not last:
                 self.save()
         return self.finish("done")
+
+    def hold(self, wanted: set[str], asked: Asked) -> set[str]:
+        """Between two steps until asked to go on or to stop, painting and saving meanwhile; what is
+        still to be seen to."""
+        self.emit(events.Paused(self.progress.step))
+        while not wanted & {"resume", "stop"}:
+            heard: set[str] = set()
+            if "sample" in wanted:
+                heard = self.sample(asked)
+            if "save" in wanted:
+                self.save()
+            if not heard:
+                time.sleep(HOLD)
+            wanted = heard | self.crew.agreed(asked())
+        self.emit(events.Continued(self.progress.step))
+        return wanted - {"pause", "resume"}
 
     def advance(self) -> None:
         """One optimiser step: `accumulate` batches, or this process's share of them, forward and
@@ -248,7 +267,7 @@ class Session:
             self.network.eval()
             heard = self.painter.paint(self.progress.step, asked)
             if "stop" not in heard:
-                self.watch.took("sample", began, len(self.painter.jobs))
+                self.watch.took("sample", began, self.painter.painted)
             self.model.train_mode(checkpointing=self.plan.config.train.gradient_checkpointing)
         return self.crew.agreed(heard)
 

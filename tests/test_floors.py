@@ -19,7 +19,8 @@ FLOORS = {
         "samplers", "devices", "guideline", "algorithms", "families", "captioners", "presetfile",
         "presets", "unetnames", "paths", "effort", "products", "quantised", "lowrank",
         "progress", "prompts", "emphasis", "embeddings",
-        "weightings", "distances", "timesteps", "noises"),
+        "weightings", "distances", "timesteps", "noises",
+        "promptfile"),
     3: ("data", "assignments", "sizes", "published", "metadata", "thumbnail", "plan", "adapterfile",
         "adapter", "slot", "network", "checkpoint", "sampling", "contestants", "grid", "wrapper",
         "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance", "surprises",
@@ -39,7 +40,8 @@ FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 FOR_THE_PAGE = {"errors", "durable", "knobs", "settings", "config", "events", "runs", "devices",
                 "families", "algorithms", "captioners", "guideline", "plan", "footprint", "memory",
                 "relief", "machine", "disk", "outlook", "choose", "advice", "recipes",
-                "contestants", "data.folder", "data.captions", "focus"}
+                "contestants", "data.folder", "data.captions", "focus",
+                "promptfile"}
 HEAVY = {"diffusers", "transformers", "accelerate", "bitsandbytes", "tokenizers"}
 CELLAR_MAY_USE = {"psutil"}  # a process's start time, on every system
 

@@ -355,7 +355,56 @@ def test_requests_are_seen_between_steps(settings: Settings, wanted: str) -> Non
     else:
         assert ended.reason == "done"
         kind = {"save": events.Saved, "sample": events.Sampled}[wanted]
-        assert of(seen, kind)[0].step == 3
+        assert next(each for each in of(seen, kind) if each.step).step == 3
+
+
+def test_a_paused_run_holds_and_listens(settings: Settings,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """It saves and paints while it holds, and its tensors are those of a run that never held."""
+    monkeypatch.setattr(trainer, "HOLD", 0.0)
+    shared = ("train.checkpoint_every=0", "output.dtype=fp32")
+    answers = iter([set()] * 4 + [{"pause"}, set(), {"save", "pause"}, set(), {"sample"}]
+                   + [set()] * 20 + [{"resume"}])
+    seen, held, ended = train(settings(*shared), lambda: next(answers, set()))
+    assert ended.reason == "done"
+    paused, on = (seen.index(kind(3)) for kind in (events.Paused, events.Continued))
+    between = seen[paused:on]
+    assert [s.step for s in of(between, events.Saved)] == [3] and not of(between, events.Step)
+    assert {(s.step, s.contestant) for s in of(between, events.Sampled)} == {(0, "base"), (3, "")}
+    _, never, _ = train(settings("output.name=never", *shared))
+    assert same(held / "one.safetensors", never / "never.safetensors")
+
+
+def test_a_paused_run_stops_and_saves(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "HOLD", 0.0)
+    answers = iter([set()] * 4 + [{"pause"}, set(), {"stop"}])
+    seen, folder, ended = train(settings(), lambda: next(answers, set()))
+    assert ended == events.Finished("stopped", 3, "one.safetensors")
+    assert (folder / "one.safetensors").is_file() and not of(seen, events.Failed)
+
+
+def test_the_base_is_painted_once_beside_the_samples(settings: Settings) -> None:
+    """With the adapter off, whatever it has learned: also where that is asked for later."""
+    run = settings("sample.every=3", "sample.seeds=5", "optimizer.lr=0.1",
+                   'sample.prompts=["a ball", "a cube --d 9 --w 24 --s 3 --n dark --ss ddim"]')
+    seen, folder, _ = train(run)
+    painted = of(seen, events.Sampled)
+    assert [(s.step, s.index, s.contestant, s.seed) for s in painted] == [
+        (0, 0, "base", 5), (0, 1, "base", 9),
+        (3, 0, "", 5), (3, 1, "", 9), (6, 0, "", 5), (6, 1, "", 9)]
+    assert [s.prompt for s in painted[:2]] == ["a ball", "a cube"]
+    pictures = [Image.open(folder / s.path) for s in painted]
+    assert pictures[0].size == (16, 16) and pictures[1].size == pictures[5].size == (24, 16)
+    assert "Steps: 3, Sampler: DDIM" in pictures[3].info["parameters"]
+    assert "Negative prompt: dark" in pictures[3].info["parameters"]
+    late = iter([set()] * 5 + [{"sample"}])
+    other, where, _ = train(settings(
+        "sample.every=0", "sample.seeds=5", "output.name=late", "optimizer.lr=0.1"),
+        lambda: next(late, set()))
+    assert [s.contestant for s in of(other, events.Sampled)] == ["base", ""]
+    base, own = [Image.open(where / s.path) for s in of(other, events.Sampled)]
+    assert np.array_equal(np.asarray(base), np.asarray(pictures[0]))
+    assert not np.array_equal(np.asarray(base), np.asarray(own))
 
 
 def test_a_stop_ends_the_painting_of_samples_too(settings: Settings) -> None:

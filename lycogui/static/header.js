@@ -23,7 +23,7 @@ lyco.parts.header = ({element, trigger}) => {
     const run = now.job, queue = now.waiting ? `, ${now.waiting} waiting` : "";
     if (!run) return fill(job, h("small", {}, "Nothing running" + queue));
     const left = run.left === null ? "" : `, ${lyco.time(run.left)} left`;
-    const doing = run.step ? `${run.step} / ${run.total}${left}` : run.stage ? run.stage.name : run.state;
+    const doing = run.paused ? `paused at step ${run.step}` : run.step ? `${run.step} / ${run.total}${left}` : run.stage ? run.stage.name : run.state;
     fill(job, h("span.dot"), run.name, meter(run.total ? run.step / run.total : 0), h("small.num", {}, doing + queue));
   });
   document.addEventListener("click", event => {

@@ -19,12 +19,13 @@ lyco.parts.monitor = ({element, trigger}) => {
   const short = run => run.error ? run.error.message : run.stage && run.state === "running" ? run.stage.name : "";
   const say = async (run, what) => {
     try { await lyco.api("ask", {run: run.id, what}); } catch (error) { lyco.toast(error.message, "bad"); }
-    lyco.toast({stop: "It will stop after this step, and save.", save: "It saves after this step.", sample: "It paints after this step.", resume: "In the queue.", withdraw: "Taken out of the queue."}[what] || "");
+    lyco.toast({stop: "It will stop after this step, and save.", save: "It saves after this step.", sample: "It paints after this step.", pause: "It holds after this step; memory stays taken.", resume: run.paused ? "It goes on." : "In the queue.", withdraw: "Taken out of the queue."}[what] || "");
     look();
   };
   const button = (text, action, title = "") => h("button.button", {onclick: action, title}, text);
   const actions = run => ({
-    running: [button("Stop and save", () => say(run, "stop")), button("Sample now", () => say(run, "sample")), button("Save now", () => say(run, "save"))],
+    running: [button("Stop and save", () => say(run, "stop")), run.paused ? button("Resume", () => say(run, "resume")) : button("Pause", () => say(run, "pause"), "Holds between two steps; what it has loaded stays in memory"),
+      button("Sample now", () => say(run, "sample")), button("Save now", () => say(run, "save"))],
     starting: [button("Stop", () => say(run, "stop"))],
     waiting: [button("Take out of the queue", () => say(run, "withdraw"))],
     stopped: [button("Resume", () => say(run, "resume"))], crashed: [button("Resume", () => say(run, "resume"))],
@@ -55,7 +56,7 @@ lyco.parts.monitor = ({element, trigger}) => {
   const drawRun = run => {
     const done = run.total ? run.step / run.total : 0, facts = [h("b", {title: run.folder}, run.name), h("span", {}, run.about)];
     if (run.state === "running" && run.stage) facts.push(h("span", {}, run.stage.total ? `${run.stage.name}, ${run.stage.done} of ${run.stage.total}` : run.stage.name));
-    if (run.state !== "running") facts.push(h("span", {}, WORDS[run.state]));
+    if (run.state !== "running" || run.paused) facts.push(h("span", {}, run.paused ? "paused" : WORDS[run.state]));
     if (run.state === "done") facts.push(h("span", {}, `${lyco.count(run.step)} steps`));
     else if (run.step || run.state === "running") facts.push(h("span", {}, `step ${lyco.count(run.step)} of ${lyco.count(run.total)}`));
     if (run.pace) facts.push(h("span", {}, run.pace < 1 ? `${(1 / run.pace).toFixed(1)} steps/s` : `${run.pace.toFixed(1)} s/step`));
@@ -64,11 +65,11 @@ lyco.parts.monitor = ({element, trigger}) => {
     else if (run.memory) facts.push(h("span", {}, `${lyco.memory(run.memory)} memory`));
     if (run.norms) facts.push(h("span", {title: "Frobenius norms of the layers' scaled changes; max norm shrinks the longest"},
       `norms ${run.norms.mean.toPrecision(2)} mean, ${run.norms.most.toPrecision(2)} most, ${run.norms.capped} layers shrunk`));
-    facts.push(run.state === "running" ? run.left !== null && h("span", {}, `${lyco.time(run.left)} left`) : run.seconds ? h("span", {}, `${lyco.time(run.seconds)} of training`) : null);
+    facts.push(run.state === "running" ? run.left !== null && !run.paused && h("span", {}, `${lyco.time(run.left)} left`) : run.seconds ? h("span", {}, `${lyco.time(run.seconds)} of training`) : null);
     if (run.bytes) facts.push(h("span", {title: `${lyco.count(run.bytes)} bytes`}, lyco.mib(run.bytes)));
     fill(line, ...facts);
     progress.firstChild.style.width = `${100 * done}%`;
-    progress.classList.toggle("still", run.state !== "running");
+    progress.classList.toggle("still", run.state !== "running" || run.paused);
     fill(notes, run.error ? h("div.card.bad", {role: "alert"}, h("b", {}, run.error.kind === "bug" ? "This is a bug in lycogui" : "The run has ended"), h("p", {}, run.error.message), h("p", {}, run.error.fix)) : null,
       run.state === "crashed" ? h("div.card.warn", {}, h("b", {}, "The engine is gone"), h("p", {}, "Its process ended without a word, after a power cut perhaps. Resume goes on from the last checkpoint; the log below has its last lines.")) : null,
       ...run.warnings.map(text => h("p.note.warn", {}, text)));
@@ -94,20 +95,28 @@ lyco.parts.monitor = ({element, trigger}) => {
     if (now === drawnSamples) return;
     const end = strip.scrollLeft + strip.clientWidth >= strip.scrollWidth - 40 || !drawnSamples.startsWith(run.id);
     drawnSamples = now;
-    const pictures = run.samples.map(s => ({url: s.url, title: s.prompt, lines: [`step ${s.step}, seed ${s.seed}`], file: `${run.name}-step-${s.step}.png`}));
-    fill(strip, ...run.samples.map((s, i) => h("figure", {title: s.prompt, onclick: () => lyco.lightbox(pictures, i)},
-      h("img", {src: s.url, alt: `${s.prompt}, step ${s.step}`, loading: "lazy"}),
-      h("figcaption.num", {}, h("b", {}, s.step ? `step ${s.step}` : "before"), s.prompt))));
+    /* A row a prompt: the base's picture, which stays in sight, then the adapter's as it learns. */
+    const steps = [...new Set(run.samples.filter(s => !s.base).map(s => s.step))].sort((a, b) => a - b), indices = [...new Set(run.samples.map(s => s.index))].sort((a, b) => a - b);
+    const cells = indices.flatMap(index => [run.samples.find(s => s.base && s.index === index), ...steps.map(step => run.samples.find(s => !s.base && s.index === index && s.step === step))]);
+    const title = s => s.base ? "base" : s.step ? `step ${s.step}` : "before";
+    const shown = cells.filter(Boolean), pictures = shown.map(s => ({url: s.url, title: s.prompt, down: steps.length + 1,
+      lines: [s.base ? "base model" : `step ${s.step}`, `seed ${s.seed}`], file: `${run.name}-${title(s).replace(" ", "-")}.png`}));
+    strip.style.setProperty("--columns", steps.length + 1);
+    fill(strip, ...cells.map(s => !s ? h("span") : h(s.base ? "figure.base" : "figure", {title: s.prompt},
+      h("button", {onclick: () => lyco.lightbox(pictures, shown.indexOf(s)), "aria-label": `${title(s)}: ${s.prompt}`},
+        h("img", {src: s.url, alt: `${s.prompt}, ${title(s)}`, loading: "lazy"})),
+      h("figcaption.num", {}, h("b", {}, title(s)), s.prompt))));
     if (end) strip.scrollLeft = strip.scrollWidth;
   };
   /* What runs first, then the queue in its order, then the earlier runs as they come: the newest first. */
   const turn = run => ["running", "starting"].includes(run.state) ? 0 : queue.includes(run.id) ? 1 + queue.indexOf(run.id) : 1 + queue.length;
+  const word = run => run.paused && run.state === "running" ? "paused" : WORDS[run.state] || run.state;
   const row = run => {
     const place = queue.indexOf(run.id);
     return h(run.id === chosen ? "tr.on" : "tr", {onclick: () => { chosen = run.id; picked = true; beside = new Set(partner(run)); look(); }, tabIndex: 0,
       onkeydown: event => event.key === "Enter" && event.currentTarget.click()},
       h("td", {title: run.folder}, h("b", {}, run.name)), h("td.note", {}, run.about),
-      h("td", {title: short(run)}, h(`span.state.${run.state}`, {}, place >= 0 ? `waiting, number ${place + 1}` : WORDS[run.state] || run.state)),
+      h("td", {title: short(run)}, h(`span.state.${run.paused ? "paused" : run.state}`, {}, place >= 0 ? `waiting, number ${place + 1}` : word(run))),
       h("td.n", {}, `${lyco.count(run.step)} / ${lyco.count(run.total)}`), h("td.n", {}, run.loss_avg === null ? "" : run.loss_avg.toFixed(4)),
       h("td.n", {}, run.bytes ? lyco.mib(run.bytes) : ""),
       h("td", {}, run.id === chosen || run.loss_avg === null ? null : h("button", {title: "Draw its curve over the other", onclick: event => {

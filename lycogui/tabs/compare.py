@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -12,7 +13,7 @@ from lycogui.guard import shown
 from lycogui.page import Page, on, with_weights
 from lycogui.parts import mount
 from lycogui.workspace import Workspace, new_folder, run_id
-from lycoris import config, durable, plan
+from lycoris import config, durable, plan, promptfile
 from lycoris.contestants import BASE, Contestant, parse, unique
 from lycoris.errors import ConfigError, LycorisError
 from lycoris.settings import Config
@@ -100,9 +101,14 @@ def choices(workspace: Workspace, chosen: Sequence[str] = ()) -> list[tuple[str,
 def untouched(workspace: Workspace) -> dict[str, Any]:
     """What stands on the tab before anything is chosen: base and the two newest adapters, the older
     first (a pair's A before its B), over the prompts of the samples."""
+    sample = workspace.config.sample
+    try:
+        texts = promptfile.plain(sample).prompts
+    except LycorisError:  # the Train tab says what is wrong with it
+        texts = sample.prompts
     base, *newest = [value for _, value in choices(workspace)[:3]]
     return {"contestants": [base, *reversed(newest)], "weights": "",
-            "prompts": "\n".join(workspace.config.sample.prompts)}
+            "prompts": "\n".join(texts)}
 
 
 def remembered(workspace: Workspace) -> tuple[list[str], str, str]:
@@ -126,7 +132,9 @@ def start(workspace: Workspace, run: Config, prompts: tuple[str, ...], names: li
         raise ConfigError({"": "choose at least two contestants; base counts as one"})
     if not (prompts and run.sample.seeds):
         raise ConfigError({"": "write at least one prompt and one seed"})
-    made = config.build({**config.to_dict(run), "sample.prompts": prompts})
+    made = config.build({**config.to_dict(run), "sample.prompts": prompts,
+                         "sample.prompts_file": ""})
+    made = replace(made, sample=promptfile.plain(made.sample))
     plan.check_names(made)
     plan.check_base(made, workspace.base(made))
     folder = new_folder(workspace.comparisons_folder)

@@ -10,8 +10,14 @@ from ..knobs import Knob
 
 @dataclass(frozen=True)
 class SampleConfig:
-    prompts: Annotated[tuple[str, ...], Knob("One prompt a line; (word:1.3) weighs, BREAK begins a "
-                                                 "new chunk.")] = ("a zorb on grass",)
+    prompts: Annotated[tuple[str, ...], Knob(
+        "One prompt a line; (word:1.3) weighs, BREAK begins a new chunk. While training it may end "
+        "in settings of its own: --w 512 --h 768 --d 7 (seed) --s 30 (steps) --l 5 (CFG) "
+        "--n negative --ss euler_a.")] = (
+            "a zorb on grass",)
+    prompts_file: Annotated[str, Knob("A file of more prompts for the samples while training: "
+                                      ".txt with such lines, or .toml or .json as sd-scripts "
+                                      "reads them.", file=True, label="Prompt file")] = ""
     negative: Annotated[str, Knob("What the pictures should not show.",
                                   label="Negative prompt")] = ""
     seeds: Annotated[tuple[int, ...], Knob("Each seed is one starting noise, the same for every "
