@@ -56,6 +56,17 @@ def train(run: Config, asked: Callable[[], set[str]] = lambda: set(),
     return seen, folder, ended
 
 
+def train_asking(run: Config, step: int, what: list[set[str]]
+                 ) -> tuple[list[events.Event], Path, events.Finished]:
+    """As `train`, with these requests one after the other from that step on."""
+    seen: list[events.Event] = []
+    left = iter(what)
+    folder = Path(run.output.folder) / config.run_name(run)
+    ended = trainer.run(plan.make(run), folder, seen.append, lambda: next(left, set()) if any(
+        isinstance(each, events.Step) and each.step == step for each in seen) else set())
+    return seen, folder, ended
+
+
 def of(seen: list[events.Event], kind: type) -> list[Any]:
     return [event for event in seen if isinstance(event, kind)]
 
@@ -363,9 +374,8 @@ def test_a_paused_run_holds_and_listens(settings: Settings,
     """It saves and paints while it holds, and its tensors are those of a run that never held."""
     monkeypatch.setattr(trainer, "HOLD", 0.0)
     shared = ("train.checkpoint_every=0", "output.dtype=fp32")
-    answers = iter([set()] * 4 + [{"pause"}, set(), {"save", "pause"}, set(), {"sample"}]
-                   + [set()] * 20 + [{"resume"}])
-    seen, held, ended = train(settings(*shared), lambda: next(answers, set()))
+    seen, held, ended = train_asking(settings(*shared), 3, [
+        {"pause"}, set(), {"save", "pause"}, set(), {"sample"}, *[set()] * 20, {"resume"}])
     assert ended.reason == "done"
     paused, on = (seen.index(kind(3)) for kind in (events.Paused, events.Continued))
     between = seen[paused:on]
@@ -377,8 +387,7 @@ def test_a_paused_run_holds_and_listens(settings: Settings,
 
 def test_a_paused_run_stops_and_saves(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "HOLD", 0.0)
-    answers = iter([set()] * 4 + [{"pause"}, set(), {"stop"}])
-    seen, folder, ended = train(settings(), lambda: next(answers, set()))
+    seen, folder, ended = train_asking(settings(), 3, [{"pause"}, set(), {"stop"}])
     assert ended == events.Finished("stopped", 3, "one.safetensors")
     assert (folder / "one.safetensors").is_file() and not of(seen, events.Failed)
 
@@ -397,10 +406,9 @@ def test_the_base_is_painted_once_beside_the_samples(settings: Settings) -> None
     assert pictures[0].size == (16, 16) and pictures[1].size == pictures[5].size == (24, 16)
     assert "Steps: 3, Sampler: DDIM" in pictures[3].info["parameters"]
     assert "Negative prompt: dark" in pictures[3].info["parameters"]
-    late = iter([set()] * 5 + [{"sample"}])
-    other, where, _ = train(settings(
-        "sample.every=0", "sample.seeds=5", "output.name=late", "optimizer.lr=0.1"),
-        lambda: next(late, set()))
+    other, where, _ = train_asking(settings(
+        "sample.every=0", "sample.seeds=5", "output.name=late", "optimizer.lr=0.1"), 4,
+        [{"sample"}])
     assert [s.contestant for s in of(other, events.Sampled)] == ["base", ""]
     base, own = [Image.open(where / s.path) for s in of(other, events.Sampled)]
     assert np.array_equal(np.asarray(base), np.asarray(pictures[0]))
