@@ -25,13 +25,12 @@ class Place:
     names: Mapping[str, str] = field(default_factory=dict)
 
 
-WEIGHTINGS = {"none": "none, as the model was made", "min-snr": "min-SNR",
-              "soft-min-snr": "soft min-SNR", "debiased": "debiased estimation", "p2": "P2"}
+WEIGHTINGS = {"min-snr": "min-SNR", "soft-min-snr": "soft min-SNR",
+              "debiased": "debiased estimation", "p2": "P2"}
 DISTANCES = {"l2": "L2, squared", "l1": "L1, absolute", "huber": "Huber",
              "smooth-l1": "smooth L1"}
-TIMESTEPS = {"uniform": "all alike", "logit-normal": "logit-normal (sigmoid)",
-             "cosmap": "cosmap, the middle more often", "detail": "detail, low ones more often",
-             "composition": "composition, high ones more often"}
+TIMESTEPS = {"uniform": "all alike", "cosmap": "the middle, cosmap", "detail": "detail: low ones",
+             "composition": "composition: high"}
 
 SECTIONS: dict[str, tuple[Place, ...]] = {
     "base": (Place("model.base"), Place("model.dtype"),
@@ -71,7 +70,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     ),
     "train noise": (
         Place("train.seed", "number"), Place("loss.noise_offset", "number"),
-        Place("loss.noise_offset_random"), Place("loss.adaptive_offset", "number"),
+        Place("loss.adaptive_offset", "number"), Place("loss.noise_offset_random"),
         Place("loss.pyramid_iterations", "number"), Place("loss.pyramid_discount", "number"),
         Place("loss.input_perturbation", "number"),
     ),

@@ -14,15 +14,17 @@ from lycogui.parts import mount
 from lycoris import focus
 from lycoris.errors import LycorisError
 
-SECTION, OTHERS = "train noise", ("train loss", "train prior")
+SECTION, PLOTTED = "train noise", "train loss"
+SECTIONS = (SECTION, PLOTTED, "train prior")
 
 
 def build(page: Page, fold: gr.Accordion) -> None:
-    """What stands below the noise: the loss, the plot, masks and regularisation pictures."""
+    """The noise, the loss with its plot, masks and regularisation pictures."""
     form, page["loss fold"] = page.form, fold
-    for section in OTHERS:
-        form.place(section)
-        if section == OTHERS[0]:
+    for section in SECTIONS:
+        with gr.Column(elem_classes="pairs"):
+            form.place(section)
+        if section == PLOTTED:
             page["focus"] = mount("focus", "<div class='focus-root'></div>",
                                      elem_id="focus")
     for path, visible in focus.used(form.start.loss).items():

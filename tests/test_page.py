@@ -124,6 +124,24 @@ def test_the_page_builds(workspace: Workspace) -> None:
     assert not public, "no public API by accident"
 
 
+def test_the_loss_is_shown_as_it_is_chosen(workspace: Workspace) -> None:
+    """Fields without a say are hidden, and the plot is of the settings on screen."""
+    handlers = {fn.fn.__name__: fn for fn in ui.build(workspace).fns.values() if fn.fn}
+
+    def answer(name: str, *settings: str) -> Any:
+        values = {"loss.weighting": "p2", **dict(text.split("=") for text in settings)}
+        given = {widget: values.get(widget.elem_id, widget.value)
+                 for widget in handlers[name].inputs}
+        return handlers[name].fn(given)
+
+    seen = {widget.elem_id: update["visible"] for widget, update in zip(
+        handlers["fields"].outputs, answer("fields"), strict=True)}
+    assert seen["loss.p2_gamma"] and seen["loss.p2_k"] and not seen["loss.snr_gamma"]
+    drawn = answer("plot")
+    assert len(drawn["often"]) == len(drawn["weight"]) and drawn["weight"][0] < drawn["weight"][50]
+    assert "choose at most" in answer("plot", "loss.timestep_min=5000")["problems"][0]
+
+
 def test_settings_survive_a_restart(workspace: Workspace, settings: Callable[..., Config]) -> None:
     run = settings("network.dim=5", "output.name=")
     workspace.remember(run)

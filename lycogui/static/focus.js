@@ -71,7 +71,7 @@ lyco.Focus = class {
 
   strip(g, values, title, {left, right, top, bottom, ink, line}) {
     const most = 1.08 * Math.max(1, ...values), y = value => bottom - (bottom - top) * value / most;
-    const raw = most / 3, power = 10 ** Math.floor(Math.log10(raw)), step = power * [1, 2, 5, 10].find(m => m * power >= raw);
+    const raw = most / 4, power = 10 ** Math.floor(Math.log10(raw)), step = power * [1, 2, 5, 10].find(m => m * power >= raw);
     g.strokeStyle = line; g.fillStyle = ink; g.lineWidth = 1; g.textAlign = "right"; g.textBaseline = "middle";
     for (let value = 0; value <= most; value += step) {
       const at = Math.round(y(value)) + .5;

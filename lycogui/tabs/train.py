@@ -37,9 +37,10 @@ def build(page: Page) -> None:
                     "pictures, captions and noise.</p>", apply_default_css=False)
             for title, section in FOLDS.items():
                 with gr.Accordion(title, open=False) as fold:
-                    form.place(section)
                     if section == lesson.SECTION:
                         lesson.build(page, fold)
+                    else:
+                        form.place(section)
         with gr.Column(scale=4):
             page["monitor"] = mount("monitor", "<div class='monitor-root'></div>",
                                     ("compare", "inspect"), elem_id="monitor")
