@@ -23,7 +23,8 @@ LIMITED = ("huber", "smooth_l1")
 LOSS_TYPE = ("loss_type", "huber_scale")
 PYRAMID = ("multires_noise_iterations", "multires_noise_discount", "noise_offset_type")
 MASKED = ("masked_loss",)
-ZERO_TERMINAL = ("zero_terminal_snr",)
+OF_THE_BASE = {"zero_terminal_snr": "model.zero_snr to on",
+               "v_parameterization": "model.prediction_type to v_prediction"}
 # What the metadata calls otherwise than the command line does.
 SS_NAMES = {"debiased_estimation": "debiased_estimation_loss"}
 NAMES = {ours: theirs for theirs, ours in DISTANCES.items()}
@@ -73,14 +74,16 @@ def masked(given: Mapping[str, Any], found: Reading) -> None:
         found.settings["loss.unmasked_weight"] = 0.0
 
 
-def zero_terminal(given: Mapping[str, Any], found: Reading) -> None:
-    if _is_on(given["zero_terminal_snr"]):
-        found.unknown.append("zero_terminal_snr: the base model itself says whether it is so.")
+def of_the_base(given: Mapping[str, Any], found: Reading) -> None:
+    for name, setting in OF_THE_BASE.items():
+        if _is_on(given[name]):
+            found.unknown.append(f"{name}: read from the base's files. Where they are silent, set "
+                                 f"{setting}.")
 
 
 # {names read together: how}
 READERS = {WEIGHTING: weighting, LOSS_TYPE: distance, PYRAMID: pyramid, MASKED: masked,
-           ZERO_TERMINAL: zero_terminal}
+           tuple(OF_THE_BASE): of_the_base}
 
 
 def said(loss: LossConfig) -> dict[str, str]:

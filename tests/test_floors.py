@@ -14,8 +14,8 @@ from conftest import ROOT
 ENGINE, PAGE = ROOT / "lycoris", ROOT / "lycogui"
 FLOORS = {
     1: ("errors", "durable", "knobs", "settings", "words", "config", "events", "runs"),
-    2: ("modelfiles", "registry", "known", "streams", "crew", "tensorfile", "schedules", "objectives",
-        "optimizers",
+    2: ("modelfiles", "registry", "known", "streams", "crew", "tensorfile", "schedules",
+        "objectives", "optimizers",
         "samplers", "devices", "guideline", "algorithms", "families", "captioners", "presetfile",
         "presets", "unetnames", "paths", "effort", "products", "quantised", "lowrank",
         "progress", "prompts", "emphasis", "embeddings",

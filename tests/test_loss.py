@@ -65,7 +65,8 @@ def lesson(predict: Callable[[Tensor, Tensor], Tensor], name: str = "epsilon",
            **loss: Any) -> Lesson:
     """Over a model that is a function of (x_t, t)."""
     model = SimpleNamespace(device=torch.device("cpu"), objective=objective(name),
-                            predict=lambda x_t, t, told: predict(x_t, t))
+                            predict=lambda x_t, t, told: predict(x_t, t),
+                            with_sizes=lambda told, sizes: told)
     run = replace(Config(), loss=LossConfig(**loss))
     return Lesson(run, model, Network(), "fp32",  # type: ignore[arg-type]
                   lambda texts: {"hidden": torch.zeros(len(texts), 1)})
@@ -564,7 +565,7 @@ def test_kohyas_words_for_the_loss() -> None:
     assert settings["loss.weighting"] == "debiased" and settings["loss.pyramid_iterations"] == 0
     assert settings["loss.huber_schedule"] == "exponential"
     _, unknown = kohya.read({"zero_terminal_snr": True, "loss_type": "wavelet"})
-    assert "base model itself" in " ".join(unknown) and "loss_type=wavelet" in " ".join(unknown)
+    assert "model.zero_snr to on" in " ".join(unknown) and "loss_type=wavelet" in " ".join(unknown)
 
 
 @pytest.mark.parametrize("loss", [
