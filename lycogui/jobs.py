@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -19,10 +18,10 @@ from pathlib import Path
 
 import psutil
 
-from lycogui import guard
-from lycoris import durable, events, runs
+from lycogui import deaths, guard
+from lycoris import config, devices, durable, runs
 from lycoris.config import ROOT
-from lycoris.errors import RunError
+from lycoris.errors import LycorisError, RunError
 from lycoris.runs import Process, RunFolder
 
 POLL = 0.5  # seconds between two looks
@@ -31,13 +30,15 @@ DEAF = 600.0  # the same for a process that computes but says nothing, as in one
 
 
 class Jobs:
-    """The queue of training runs in the known folders, one at a time, and single jobs beside it."""
+    """The queue of training runs in the known folders, one at a time on each device, and single
+    jobs beside it."""
 
     def __init__(self, folders: Callable[[], Sequence[Path]]):
         self._folders = folders
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
         self._lock = threading.RLock()
         self._known: dict[Path, RunFolder] = {}
+        self._kills: dict[Path, dict[str, int]] = {}  # {run: the kernel's count when it was begun}
         self._closing = threading.Event()
         threading.Thread(target=self._watch, name="queue", daemon=True).start()
 
@@ -78,13 +79,16 @@ class Jobs:
         found = [run for run in self.runs() if run.state() == "waiting"]
         return sorted(found, key=lambda run: run.requested_at("start"))
 
+    def at_work(self) -> list[RunFolder]:
+        """The runs that are training now, or are about to, the newest first."""
+        return [run for run in self.runs() if self.state(run) in ("running", "starting")]
+
     def active(self) -> RunFolder | None:
-        """The run that is training now, or is about to."""
-        return next((run for run in self.runs() if self.state(run) in ("running", "starting")),
-                    None)
+        """One of those, the newest."""
+        return next(iter(self.at_work()), None)
 
     def enqueue(self, run: RunFolder) -> None:
-        """Put a run into the queue; it starts as soon as none is before it."""
+        """Put a run into the queue; it starts as soon as none is before it on its device."""
         if self.state(run) in ("running", "starting"):
             raise RunError(f"{run.name} is running already.", "Stop it first.")
         run.clear(["stop", "save", "sample", "pause", "resume"])
@@ -114,9 +118,14 @@ class Jobs:
         while not self._closing.wait(POLL):
             with guard.logged("the queue could not look after its runs"), self._lock:
                 self._reap()
-                if self.active() is None and (queue := self.waiting()):
-                    queue[0].clear(["start"])
-                    self._start(queue[0], ["train", str(queue[0].path)])
+                at_work = self.at_work()
+                self._reap_orphans(at_work)
+                busy = {device_of(run) for run in at_work}
+                for run in self.waiting():
+                    if (device := device_of(run)) not in busy:
+                        busy.add(device)
+                        run.clear(["start"])
+                        self._start(run, ["train", str(run.path)])
 
     def _start(self, run: RunFolder, arguments: Sequence[str]) -> None:
         """A child of this Python that outlives the app, its output in the run's log."""
@@ -133,6 +142,7 @@ class Jobs:
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output, **apart)
         with self._lock:
             self._children[run.path] = child
+            self._kills[run.path] = deaths.kills()
 
     def _reap(self) -> None:
         """Say in the run folder what a child that died could not say itself."""
@@ -146,8 +156,20 @@ class Jobs:
             own = process is not None and process.pid == child.pid
             told = history.failed or (own and history.finished)
             taken = not own and process is not None and process.alive  # by another app's child
+            before = self._kills.pop(path, {})
             if code and not told and not taken:
-                run.append(_post_mortem(code))
+                run.append(deaths.post_mortem(code, before, deaths.kills(), run.log_tail(1)))
+
+    def _reap_orphans(self, at_work: Sequence[RunFolder]) -> None:
+        """The same for runs that were not started here: from a terminal, or by an app before."""
+        for run in at_work:
+            self._kills.setdefault(run.path, deaths.kills())
+        for path in [*self._kills]:
+            run = self.run(path)
+            if path not in self._children and run not in at_work:
+                before = self._kills.pop(path)
+                if run.state() == "crashed":
+                    run.append(deaths.post_mortem(None, before, deaths.kills(), run.log_tail(1)))
 
     def _escalate(self, run: RunFolder, process: Process) -> None:
         """Wait while the run shows life; then terminate, then kill its process tree.
@@ -159,6 +181,17 @@ class Jobs:
             if not process.alive:
                 return
             act(process)
+
+
+def device_of(run: RunFolder) -> str:
+    """The device that a run's settings ask for: cpu, cuda:0, cuda:1, mps."""
+    try:
+        name = config.read_toml(run.config_file).get("train", {}).get("device", "auto")
+    except LycorisError:
+        name = "auto"  # it will say itself what is wrong with its settings
+    if name == "auto":
+        name = devices.choose(name).type
+    return "cuda:0" if name == "cuda" else str(name)
 
 
 def _wait_while_living(run: RunFolder, process: Process) -> None:
@@ -198,14 +231,3 @@ def _kill(process: Process) -> None:
             for each in [*root.children(recursive=True), root]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.kill()
-
-
-def _post_mortem(code: int) -> events.Failed:
-    """Why a process ended without a word, as far as its exit code tells."""
-    if code in (-signal.SIGKILL, 137) if hasattr(signal, "SIGKILL") else False:
-        message = "The engine was killed by the system, most likely because memory ran out."
-        fix = "Lower train.batch_size or dataset.resolution; resume goes on from the checkpoint."
-    else:
-        message = f"The engine ended without a word, with exit code {code}."
-        fix = "log.txt in the run folder has its last lines; resume goes on from the checkpoint."
-    return events.Failed("crashed", message, fix)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
-from lycogui import costs
+from lycogui import costs, deaths
 from lycogui import jobs as jobs_module
 from lycogui.jobs import Jobs
 from lycogui.tabs import compare, train
@@ -139,11 +140,101 @@ def test_a_killed_engine_is_shown_with_its_cause(workspace: Workspace,
     assert run.process is not None
     os.kill(run.process.pid, signal.SIGKILL)
     wait(lambda: run.state() == "failed", 5)
-    assert "killed by the system" in run.history().failed.message  # type: ignore[union-attr]
+    failed = run.history().failed
+    assert failed is not None and failed.kind == "crashed" and "killed" in failed.message
     workspace.jobs.enqueue(run)
     wait(lambda: run.state() == "running")
     workspace.jobs.stop(run)
     wait(lambda: run.state() == "stopped")
+
+
+def test_an_engine_of_an_app_before_is_looked_after(workspace: Workspace,
+                                                    settings: Callable[..., Config]) -> None:
+    workspace.enqueue(settings("train.steps=100000"))
+    workspace.enqueue(settings("train.steps=2", "output.name=two"))
+    first = workspace.jobs.runs()[-1]
+    wait(lambda: len(first.history().steps) > 3)
+    workspace.jobs.close()
+    again = Jobs(lambda: [workspace.runs_folder])
+    try:
+        wait(lambda: again._kills)
+        assert [run.name for run in again.waiting()] == ["two"]  # the queue is as it was
+        assert first.process is not None
+        os.kill(first.process.pid, signal.SIGKILL)
+        run = again.run(first.path)
+        wait(lambda: run.state() == "failed", 5)
+        assert run.history().failed.kind == "crashed"  # type: ignore[union-attr]
+        two = again.run(workspace.runs_folder / "two")
+        wait(lambda: two.state() == "done")
+    finally:
+        again.close()
+
+
+def test_one_run_on_each_device(workspace: Workspace, settings: Callable[..., Config],
+                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four runs on two devices: the first of each at once, the others after them."""
+    monkeypatch.setattr(jobs_module, "device_of", lambda run: run.name[0])
+    workspace.jobs.close()
+    time.sleep(2 * jobs_module.POLL)
+    for name in ("a1", "a2", "b1", "b2"):
+        workspace.enqueue(settings("train.steps=100000", f"output.name={name}"))
+    again = Jobs(lambda: [workspace.runs_folder])
+
+    def working() -> set[str]:
+        return {run.name for run in again.at_work()}
+
+    try:
+        wait(lambda: working() == {"a1", "b1"})
+        assert [run.name for run in again.waiting()] == ["a2", "b2"]
+        again.stop(again.run(workspace.runs_folder / "b1"))
+        wait(lambda: working() == {"a1", "b2"})
+        assert [run.name for run in again.waiting()] == ["a2"]
+        again.withdraw(again.waiting()[0])
+        for run in again.at_work():
+            again.stop(run)
+        wait(lambda: not again.at_work())
+    finally:
+        again.close()
+
+
+@pytest.mark.parametrize(("said", "device"), [("cpu", "cpu"), ("cuda", "cuda:0"),
+                                              ("cuda:1", "cuda:1"), ("auto", "mps")])
+def test_the_device_of_a_run(tmp_path: Path, said: str, device: str,
+                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_module.devices, "choose", lambda name: torch.device("mps"))
+    (tmp_path / "config.toml").write_text(f'[train]\ndevice = "{said}"\n', "utf-8")
+    assert jobs_module.device_of(RunFolder(tmp_path)) == device
+    (tmp_path / "config.toml").write_text("[train", "utf-8")
+    assert jobs_module.device_of(RunFolder(tmp_path)) == "mps"
+
+
+@pytest.mark.parametrize(("code", "before", "now", "words"), [
+    (-9, {"g": 1}, {"g": 2}, "system ran out of memory and killed"),
+    (137, {"g": 1, "v": 4}, {"g": 1, "v": 5}, "system ran out of memory and killed"),
+    (None, {"g": 1}, {"g": 2}, "system ran out of memory and killed"),
+    (-9, {"g": 1}, {"g": 1}, "by a person or another program"),
+    (-9, {}, {}, "most likely because memory ran out"),
+    (-11, {"g": 1}, {"g": 2}, "by the signal SIGSEGV. Its last line: CUDA error"),
+    (1, {}, {}, "with exit code 1. Its last line: CUDA error"),
+    (None, {"g": 1}, {"g": 1}, "without a word. Its last line: CUDA error"),
+])
+def test_the_cause_of_a_death(code: int | None, before: dict, now: dict, words: str) -> None:
+    found = deaths.post_mortem(code, before, now, "CUDA error")
+    assert words in found.message and "resume goes on" in found.fix.lower()
+
+
+def test_the_kernels_count_of_killed_processes(tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (("memory.events", "low 0\noom 3\noom_kill 2\n"),
+                       ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 7\n")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(deaths, "_groups", lambda: [tmp_path / "memory.events",
+                                                    tmp_path / "memory.oom_control",
+                                                    tmp_path / "missing"])
+    found = deaths.kills()
+    assert found[str(tmp_path / "memory.events")] == 2
+    assert found[str(tmp_path / "memory.oom_control")] == 7
+    assert set(found) <= {*map(str, tmp_path.iterdir()), "/proc/vmstat"}
 
 
 def test_an_engine_that_does_not_answer_is_terminated_then_killed(
