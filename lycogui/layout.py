@@ -64,9 +64,15 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     "train samples": (Place("sample.prompts", lines=4), Place("sample.prompts_file")),
     "train rate": (
         Place("optimizer.schedule"), Place("optimizer.warmup"),
-        Place("optimizer.text_encoder_lr"), Place("optimizer.plus_ratio", "number"),
+        Place("optimizer.floor"), Place("optimizer.cycles", "number"),
+        Place("optimizer.power", "number"), Place("optimizer.decay"),
+    ),
+    "train parts": (
+        Place("optimizer.text_encoder_lr"), Place("optimizer.text_encoder_2_lr"),
+        Place("optimizer.plus_ratio", "number"),
         Place("optimizer.weight_decay", "number"), Place("train.clip_norm", "number"),
-        Place("train.max_norm", "number"), Place("optimizer.args", lines=2),
+        Place("train.max_norm", "number"), Place("train.ema", "number"),
+        Place("optimizer.args", lines=2),
     ),
     "train noise": (
         Place("train.seed", "number"), Place("loss.noise_offset", "number"),

@@ -25,7 +25,7 @@ from lycoris.errors import LycorisError
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("core", "range", "header", "curves", "views", "plan", "gallery", "plot", "monitor",
-           "compare", "bars", "focus", "tools")
+           "compare", "bars", "focus", "pace", "tools")
 PREFIX = "/lyco"
 Call = Callable[[Workspace, dict[str, Any]], Any]
 

@@ -35,11 +35,17 @@ class Progress:
 
 
 def save(folder: Path, network: LycorisNetwork, optimizer: torch.optim.Optimizer,
-         progress: Progress, scaler: Mapping[str, Any]) -> Path:
-    """Write the state of a step; `tidy` then removes what it makes superfluous."""
+         progress: Progress, scaler: Mapping[str, Any],
+         others: Mapping[str, Tensor] | None = None) -> Path:
+    """Write the state of a step, with tensors of `others`; `tidy` then removes what it makes
+    superfluous."""
     tensors = {f"network/{name}": p.detach() for name, p in network.named_parameters()}
     state, plain = _split(optimizer.state_dict()["state"])
     tensors |= state
+    tensors |= {f"group/{number}/{key}": value
+                for number, group in enumerate(optimizer.param_groups)
+                for key, value in group.items() if isinstance(value, Tensor)}
+    tensors |= others or {}
     described = {
         "progress": json.dumps(asdict(progress)),
         "optimizer": json.dumps({"state": plain, "groups": _groups(optimizer)}),
@@ -114,6 +120,11 @@ class State:
                     node = node.setdefault(key, {})
                 node[last] = tensor
         groups = optimizer.state_dict()["param_groups"]
+        device = optimizer.param_groups[0]["params"][0].device
+        for name, tensor in self.tensors.items():
+            if name.startswith("group/"):
+                _, number, key = name.split("/")
+                groups[int(number)][key] = tensor.to(device)
         for group, values in zip(groups, self.optimizer["groups"], strict=True):
             group.update({**values, "base_lr": group["base_lr"]})
         optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -152,7 +163,7 @@ def _split(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], d
 
 
 def _groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The parameter groups' plain settings; tensors and the parameters themselves stay out."""
+    """The parameter groups' plain settings; tensors are kept apart."""
     return [{key: value for key, value in group.items()
              if isinstance(value, (int, float, bool, str, type(None)))}
             for group in optimizer.param_groups]

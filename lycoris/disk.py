@@ -75,8 +75,9 @@ def state_bytes(plan: Plan) -> int:
             count = elements(shape)
             total += 4 * count + HEADER
             if name not in assignment.algorithm.frozen:
-                total += optimizers.state_bytes(plan.config.optimizer.name, count)
+                total += optimizers.state_bytes(plan.config.optimizer.name, shape)
                 total += 3 * HEADER  # its moments and its step
+                total += 4 * count + HEADER if plan.config.train.ema else 0
     return round(total)
 
 

@@ -23,6 +23,7 @@ from . import (
 from .checkpoint import Progress, State
 from .crew import ALONE, Crew
 from .errors import DiskError
+from .learner import Learner
 from .network import LycorisNetwork
 from .plan import Plan, facts_of, shows_thumbnail
 
@@ -35,7 +36,7 @@ class Keeper:
     where: Path
     emit: Callable[[events.Event], None]
     network: LycorisNetwork
-    optimizer: torch.optim.Optimizer
+    learner: Learner
     scaler: torch.amp.GradScaler
     crew: Crew = ALONE
 
@@ -68,7 +69,8 @@ class Keeper:
         if state is None:
             now = time.time()
             return Progress(started=now, session=int(now * 1000) % 10**10)
-        state.restore(self.network, self.optimizer)
+        state.restore(self.network, self.learner.optimizer)
+        self.learner.restore(state.tensors)
         if state.scaler:
             self.scaler.load_state_dict(dict(state.scaler))
         return state.progress
@@ -88,7 +90,8 @@ class Keeper:
 
     def _save_state(self, progress: Progress) -> None:
         folder = durable.make_folder(self.where / "state")
-        checkpoint.save(folder, self.network, self.optimizer, progress, self.scaler.state_dict())
+        checkpoint.save(folder, self.network, self.learner.optimizer, progress,
+                        self.scaler.state_dict(), self.learner.tensors())
         self.unless_held(checkpoint.tidy, folder, progress.step)
 
     def _save_adapter(self, path: Path, progress: Progress) -> Path:
@@ -98,7 +101,9 @@ class Keeper:
                         loss=progress.loss_avg, started=progress.started,
                         finished=time.time(), session=progress.session,
                         thumbnail=self._thumbnail())
-        tensors = {key: t.to(dtype) for key, t in self.network.file_tensors().items()}
+        with self.learner.shown():
+            tensors = {key: t.to(dtype, copy=True)
+                       for key, t in self.network.file_tensors().items()}
         described = metadata.describe(run, plan.family, plan.dataset, facts)
         adapterfile.write(path, tensors, None, metadata.with_hashes(described, tensors))
         self.emit(events.Saved(progress.step, str(path.relative_to(self.where)),

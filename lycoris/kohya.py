@@ -44,6 +44,8 @@ FLAGS = {  # arguments that mean one of our settings as they stand
     "train_batch_size": "train.batch_size", "batch_size_per_device": "train.batch_size",
     "gradient_accumulation_steps": "train.accumulate", "seed": "train.seed",
     "gradient_checkpointing": "train.gradient_checkpointing",
+    "lr_scheduler_power": "optimizer.power", "lr_scheduler_min_lr_ratio": "optimizer.floor",
+    "lr_scheduler_num_cycles": "optimizer.cycles",
     "max_grad_norm": "train.clip_norm", "scale_weight_norms": "train.max_norm",
     "save_every_n_steps": "train.checkpoint_every", "sample_every_n_steps": "sample.every",
     "caption_dropout_rate": "dataset.caption_dropout", "enable_bucket": "dataset.bucket",
@@ -188,13 +190,18 @@ def _rates(said: Mapping[str, Any], found: Reading) -> None:
     """kohya has one rate for all and one for each part; ours are the UNet's and the text
     encoder's."""
     rates = {}
+    second = None
     for name, value in said.items():
         value = words.literal(value) if str(value).startswith("[") else value
-        values = {str(each) for each in (value if isinstance(value, list) else [value])} - {"None"}
-        if len(values) > 1:
-            found.unknown.append(f"{name}={value}: one rate for all text encoders is known here.")
-        elif values and (each := values.pop()) not in NOTHING:
-            rates[name] = each
+        values = [str(each) for each in (value if isinstance(value, (list, tuple)) else [value])
+                  if str(each) not in NOTHING]
+        if name == "text_encoder_lr" and len(values) == 2 and len(set(values)) == 2:
+            second = values.pop()
+        if len(set(values)) > 1:
+            found.unknown.append(f"{name}={value}: one rate, or one for each of two text encoders, "
+                                 "is known here.")
+        elif values:
+            rates[name] = values[0]
     common = rates.get("learning_rate")
     unet, text = rates.get("unet_lr", common), rates.get("text_encoder_lr", common)
     if unet is not None:
@@ -203,6 +210,8 @@ def _rates(said: Mapping[str, Any], found: Reading) -> None:
         found.settings["network.text_encoder"] = False
     elif text is not None and words.number(text) != words.number(unet):
         found.take("optimizer.text_encoder_lr", text, "text_encoder_lr")
+    if second is not None:
+        found.take("optimizer.text_encoder_2_lr", second, "text_encoder_lr")
 
 
 def _optimizer(said: Mapping[str, Any], found: Reading) -> None:
@@ -210,6 +219,7 @@ def _optimizer(said: Mapping[str, Any], found: Reading) -> None:
     if str(said["use_8bit_adam"]).lower() == "true":
         name = "AdamW8bit"
     name = name.rpartition(".")[2]  # metadata has the class' whole path
+    name = SAME_OPTIMIZER.get(name.lower(), name)
     row = next((row for row in optimizers.ROWS if row.lower() == name.lower()), None)
     if row:
         found.settings["optimizer.name"] = row
@@ -221,15 +231,27 @@ def _optimizer(said: Mapping[str, Any], found: Reading) -> None:
     for key, value in _pairs(given, found).items():
         if key == "weight_decay":
             found.take("optimizer.weight_decay", value, key)
+        elif key in NOT_NEEDED.get(row or "", ()):
+            found.unknown.append(f"{key}={value}: not needed.")
         else:
-            args[key] = words.literal(value)
+            args[SAME_ARGUMENT.get(row or "", {}).get(key, key)] = words.literal(value)
     if args:
         found.settings["optimizer.args"] = args
 
 
+# What kohya's trainers call otherwise.
+SAME_OPTIMIZER = {"adamwschedulefree": "ScheduleFreeAdamW", "pagedadamw": "PagedAdamW32bit",
+                  "radamschedulefree": "ScheduleFreeRAdam", "adopt": "ADOPT"}
+SAME_ARGUMENT = {"Prodigy": {"decouple": "weight_decouple",
+                             "use_bias_correction": "bias_correction"}}
+NOT_NEEDED = {"Prodigy": ("slice_p", "fsdp_in_use"), "Adafactor": ("warmup_init",)}
+SAME_SCHEDULE = {"warmup_stable_decay": "wsd", "cosine_with_min_lr": "cosine"}
+
+
 def _schedule(said: Mapping[str, Any], found: Reading) -> None:
     name = str(said["lr_scheduler"] or "")
-    plain = name.removesuffix("_with_warmup")
+    plain = name.removesuffix("_with_warmup").lower()
+    plain = SAME_SCHEDULE.get(plain, plain)
     if plain in schedules.SCHEDULES:
         found.settings["optimizer.schedule"] = plain
     elif name not in NOTHING:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import footprint, holding, optimizers, sampling
-from .algorithms import elements
+from .algorithms import Shape, elements
 from .assignments import Assignment
 from .data.cache import GROUP, GROUP_PIXELS
 from .footprint import Table, at
@@ -130,6 +130,11 @@ def _phases(plan: Plan, device: str, table: Table | None, frugal: bool) -> list[
     weights = list(_weights(plan, device, table))
     cache = list(_cache(plan, device, table))
     adapter = [Item("adapter", "adapter weights", _adapter_bytes(plan.assignments))]
+    kept = [4 * elements(shape) for a in plan.assignments for shape in _trained(a)]
+    if run.train.ema:
+        adapter.append(Item("adapter", "the adapter's moving average", sum(kept)))
+    aside = ([Item("temporary", "the adapter as it is trained", sum(kept))]
+             if run.train.ema or optimizers.ROWS[run.optimizer.name].averages else [])
     state = Item("optimizer", f"{run.optimizer.name}'s state", _state_bytes(plan))
     base = [*fixed, *weights, *cache]
     gradients = sum(4 * a.parameters() for a in plan.assignments)
@@ -150,7 +155,7 @@ def _phases(plan: Plan, device: str, table: Table | None, frugal: bool) -> list[
         "temporary", "encoding the pictures",
         round(group * at(encoder["encode"], positions(plan, (width, height))))))))
     if run.sample.every and sampling.while_training(run.sample):
-        phases.append(Phase(PAINTING, (*base, *adapter, state, Item(
+        phases.append(Phase(PAINTING, (*base, *adapter, *aside, state, Item(
             "temporary", "painting a sample", _painting(plan, device, table)))))
     return phases
 
@@ -216,26 +221,27 @@ def _adapter_bytes(assignments: Sequence[Assignment]) -> int:
                     + a.algorithm.constant_numbers(a.layer)) for a in assignments)
 
 
-def _trained(assignment: Assignment) -> Iterator[int]:
-    """How many numbers each trained tensor has."""
+def _trained(assignment: Assignment) -> Iterator[Shape]:
+    """The shape of each trained tensor."""
     for name, shape in assignment.shapes().items():
         if name not in assignment.algorithm.frozen:
-            yield elements(shape)
+            yield shape
     if (dora := assignment.dora_shape()) is not None:
-        yield elements(dora)
+        yield dora
     if assignment.has_scalar:
-        yield 1
+        yield (1,)
 
 
 def _state_bytes(plan: Plan) -> int:
     name = plan.config.optimizer.name
-    return round(sum(optimizers.state_bytes(name, count)
-                     for assignment in plan.assignments for count in _trained(assignment)))
+    return round(sum(optimizers.state_bytes(name, shape)
+                     for assignment in plan.assignments for shape in _trained(assignment)))
 
 
 def _update_bytes(plan: Plan, device: str) -> int:
     """torch's optimisers take all tensors together on a GPU, and one after another on a CPU."""
-    counts = [count for assignment in plan.assignments for count in _trained(assignment)]
+    counts = [elements(shape) for assignment in plan.assignments
+              for shape in _trained(assignment)]
     return 4 * (sum(counts) if device == "cuda" else 2 * max(counts, default=0))
 
 

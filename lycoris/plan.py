@@ -228,6 +228,7 @@ def check_names(run: Config) -> None:
         timesteps.bounds(run.loss, run.loss.timestep_max or sys.maxsize)
     except ConfigError as error:
         problems |= error.problems
+    problems |= optimizers.problems(run)
     if problems:
         raise ConfigError(problems)
 
@@ -301,6 +302,7 @@ def _warnings(plan: Plan) -> list[Warned]:
                 "pictures, so batches are smaller.", "Lower train.batch_size, or raise "
                 "train.accumulate."))
     found += surprises.network(run, plan.family, plan.assignments)
+    found += optimizers.warnings(run)
     if run.model.clip_skip > 1 and not plan.family.clip_skips:
         found.append(Warned(
             f"model.clip_skip is {run.model.clip_skip}, but which layers of its text encoders "

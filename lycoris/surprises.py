@@ -109,11 +109,14 @@ def _rate(run: Config) -> Iterator[Warned]:
     entry = algorithms.catalogue()[run.network.algo]
     if entry.guide.rates is None or run.optimizer.name not in optimizers.ROWS:
         return
-    low, high = entry.guide.rates
+    row = optimizers.ROWS[run.optimizer.name]
+    if row.times is None:
+        return
+    low, high = (rate * row.times for rate in entry.guide.rates)
     lr = run.optimizer.lr
     if not low / 10 <= lr <= high * 10:
         yield Warned(f"optimizer.lr is {lr:g}; {entry.label} is usually trained with {low:g} to "
-                     f"{high:g}.", f"Set it to {min(max(lr, low), high):g}.")
+                     f"{high:g} by {row.name}.", f"Set it to {min(max(lr, low), high):g}.")
 
 
 def _of(algorithm: Algorithm, layers: Mapping[Layer, int], dtype: str) -> Iterator[Warned]:

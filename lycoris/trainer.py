@@ -19,22 +19,20 @@ from . import (
     events,
     loading,
     machine,
-    optimizers,
     relief,
-    schedules,
     streams,
 )
 from .checkpoint import Progress
 from .crew import ALONE, Crew, Halted
-from .errors import ConfigError, Diverged, OutOfMemory
+from .errors import Diverged, OutOfMemory
 from .families import Condition, Model, moved, together
 from .feed import Batch, Feed
 from .keeping import Keeper
+from .learner import Learner
 from .lesson import Lesson
 from .memory import ENCODING, LOADING, PAINTING
 from .network import LycorisNetwork, Norms
 from .plan import Plan
-from .registry import pick
 from .showing import Painter
 
 Emit = Callable[[events.Event], None]
@@ -106,10 +104,10 @@ class Session:
             self.plan.assignments, self.model.modules, run.train.seed,
             self._now_and_then(asked)).apply_to()
         self.crew.same([*self.network.parameters(), *self.network.buffers()])
-        self.optimizer = _optimizer(self.plan, self.network)
-        self.schedule = pick(schedules.SCHEDULES, run.optimizer.schedule, "optimizer.schedule")
+        self.learner = Learner(run, self.network)
+        self.optimizer = self.learner.optimizer
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.keeper = Keeper(self.plan, self.where, emit, self.network, self.optimizer,
+        self.keeper = Keeper(self.plan, self.where, emit, self.network, self.learner,
                              self.scaler, self.crew)
         self.painter = Painter(self.plan, self.where, emit, self.model, self.network)
         self.lesson = Lesson(run, self.model, self.network, self.precision, self._condition())
@@ -182,9 +180,7 @@ class Session:
         run, step, began = self.plan.config, self.progress.step, time.perf_counter()
         self.doing = "training"
         self.network.train()
-        rate = schedules.multiplier(self.schedule, step, run.train.steps, run.optimizer.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * rate
+        rate = self.learner.set_rates(step)
         loss = 0.0
         for piece in self.pieces:
             part = self.loss(step, piece) / run.train.accumulate
@@ -202,13 +198,14 @@ class Session:
         self.optimizer.zero_grad(set_to_none=True)
         norms = (self.network.apply_max_norm_regularization(run.train.max_norm)
                  if run.train.max_norm else Norms())
+        self.learner.learned(step + 1)
         average = loss if step == 0 else AVERAGE * self.progress.loss_avg + (1 - AVERAGE) * loss
         self.progress = replace(self.progress, step=step + 1, loss_avg=average)
         self.watch.seconds.append(time.perf_counter() - began)
         self.emit(events.Step(
             step=step + 1,
             epoch=round(self.feed.epoch(step + 1), 4),
-            loss=loss, loss_avg=average, lr=run.optimizer.lr * rate, grad_norm=norm,
+            loss=loss, loss_avg=average, lr=self.learner.rate(rate), grad_norm=norm,
             capped=norms.capped, norm_mean=norms.mean, norm_max=norms.most,
             sec=round(self.watch.seconds[-1], 5),
             memory=devices.peak_memory(self.device)))
@@ -265,7 +262,8 @@ class Session:
         heard: set[str] = set()
         if self.crew.first:
             self.network.eval()
-            heard = self.painter.paint(self.progress.step, asked)
+            with self.learner.shown():
+                heard = self.painter.paint(self.progress.step, asked)
             if "stop" not in heard:
                 self.watch.took("sample", began, self.painter.painted)
             self.model.train_mode(checkpointing=self.plan.config.train.gradient_checkpointing)
@@ -290,23 +288,3 @@ class Session:
         ended = events.Finished(reason, self.progress.step, self.crew.meet(name)[0])
         self.emit(ended)
         return ended
-
-
-def _optimizer(plan: Plan, network: LycorisNetwork) -> torch.optim.Optimizer:
-    """The network's groups at their rates: the layers' own, the part's, or that of all, and LoRA+'s
-    multiple of it; what has the rate 0 is left as it is."""
-    settings = plan.config.optimizer
-    rates = dict.fromkeys(("text_encoder", "text_encoder_2"), settings.text_encoder_lr)
-    groups = []
-    for group in network.groups():
-        own = (group.rate, rates.get(group.part), settings.lr)
-        rate = next(each for each in own if each is not None)
-        if rate == 0:
-            for parameter in group.parameters:
-                parameter.requires_grad_(False)
-            continue
-        rate *= settings.plus_ratio if group.plus else 1.0
-        groups.append({"params": group.parameters, "lr": rate, "base_lr": rate})
-    if not groups:
-        raise ConfigError({"optimizer.lr": "every learning rate is 0, so nothing would learn"})
-    return optimizers.make(settings.name, groups, settings.weight_decay, settings.args)

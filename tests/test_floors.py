@@ -26,7 +26,7 @@ FLOORS = {
         "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance", "surprises",
         "weigher", "choose", "goals", "advice", "blame", "kohya", "recipes", "footprint", "holding",
         "memory", "relief", "machine", "disk", "outlook", "tracing", "activations",
-        "feed", "lesson", "keeping", "showing", "loading",
+        "feed", "lesson", "learner", "keeping", "showing", "loading",
         "kohya_loss", "focus"),
     4: ("trainer", "sample", "compare", "caption", "inspect", "merge", "extract", "resize",
         "convert"),
@@ -40,7 +40,7 @@ FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 FOR_THE_PAGE = {"errors", "durable", "knobs", "settings", "config", "events", "runs", "devices",
                 "families", "algorithms", "captioners", "guideline", "plan", "footprint", "memory",
                 "relief", "machine", "disk", "outlook", "choose", "advice", "recipes",
-                "contestants", "data.folder", "data.captions", "focus",
+                "contestants", "optimizers", "schedules", "data.folder", "data.captions", "focus",
                 "promptfile"}
 HEAVY = {"diffusers", "transformers", "accelerate", "bitsandbytes", "tokenizers"}
 CELLAR_MAY_USE = {"psutil"}  # a process's start time, on every system

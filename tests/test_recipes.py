@@ -252,6 +252,28 @@ def test_kohyas_metadata(tmp_path: Path) -> None:
     assert "x=1" in found.unknown[1]
 
 
+def test_kohyas_optimisers_and_courses() -> None:
+    found = recipes.read("--learning_rate=1 --optimizer_type=prodigy --optimizer_args "
+                         '"decouple=True" "use_bias_correction=True" "d_coef=2" '
+                         "--lr_scheduler=cosine_with_restarts --lr_scheduler_num_cycles=3")
+    assert found.settings == {
+        "optimizer.lr": 1, "optimizer.name": "Prodigy", "optimizer.schedule":
+        "cosine_with_restarts", "optimizer.cycles": 3, "optimizer.args": {
+            "weight_decouple": True, "bias_correction": True, "d_coef": 2}} and not found.unknown
+    found = recipes.read("--optimizer_type=AdamWScheduleFree --lr_scheduler=polynomial "
+                         "--lr_scheduler_power=2 --unet_lr=1e-4 --text_encoder_lr 5e-5 1e-5")
+    assert found.settings == {
+        "optimizer.name": "ScheduleFreeAdamW", "optimizer.schedule": "polynomial",
+        "optimizer.power": 2, "optimizer.lr": 1e-4, "optimizer.text_encoder_lr": 5e-5,
+        "optimizer.text_encoder_2_lr": 1e-5}
+    for name in ("PagedAdamW8bit", "Lion", "Lion8bit", "AdaFactor", "CAME", "adafactor"):
+        said = recipes.read(f"--optimizer_type={name} --lr_scheduler=warmup_stable_decay")
+        assert said.settings["optimizer.name"].lower() == name.lower()
+        assert said.settings["optimizer.schedule"] == "wsd"
+    assert recipes.read("--lr_scheduler=cosine_with_min_lr --lr_scheduler_min_lr_ratio=0.1"
+                        ).settings == {"optimizer.schedule": "cosine", "optimizer.floor": 0.1}
+
+
 def test_prose_is_no_recipe() -> None:
     words = "this is a long sentence that says network.dim=4 among very many other words of it"
     with pytest.raises(ConfigError, match="holds no settings"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from lycogui import lesson
+from lycogui import lesson, pace
 from lycogui.guard import shown, tell
 from lycogui.page import Page, on
 from lycogui.pair import NAMES, Pair
@@ -18,7 +18,7 @@ from lycoris import config, plan
 from lycoris.errors import ConfigError
 from lycoris.settings import Config
 
-FOLDS = {"Sample prompts": "train samples", "Learning rate and regularisation": "train rate",
+FOLDS = {"Sample prompts": "train samples", "Learning rate and regularisation": pace.SECTION,
          "Noise, loss and seed": lesson.SECTION, "Captions and pictures": "train pictures",
          "Memory and precision": "train memory", "Files": "train output"}
 LOOK = "() => { lyco.lookAtRuns && lyco.lookAtRuns(); }"
@@ -39,6 +39,8 @@ def build(page: Page) -> None:
                 with gr.Accordion(title, open=False) as fold:
                     if section == lesson.SECTION:
                         lesson.build(page, fold)
+                    elif section == pace.SECTION:
+                        pace.build(page, fold)
                     else:
                         form.place(section)
         with gr.Column(scale=4):
@@ -49,6 +51,7 @@ def build(page: Page) -> None:
 def connect(page: Page) -> None:
     form, workspace = page.form, page.workspace
     lesson.connect(page)
+    pace.connect(page)
     name = form.widgets["output.name"]
 
     def marked(values: dict[Any, Any]) -> list[Any]:

@@ -34,6 +34,8 @@ class TrainConfig:
     max_norm: Annotated[float, Knob("Longest allowed change of a layer, its Frobenius norm; shrunk "
                                     "after each step. 1 is usual; 0 is off.", 0, 1000,
                                     label="Max norm")] = 0.0
+    ema: Annotated[float, Knob("Save and paint a moving average of the adapter with this decay; "
+                               "0.999 is usual, 0 is off.", 0, 0.99999, label="EMA")] = 0.0
     checkpoint_every: Annotated[int, Knob("Steps between checkpoints; 0: only at the end.",
                                           0, 10_000_000)] = 250
     keep_checkpoints: Annotated[int, Knob("How many of the latest checkpoints stay on disk; "
