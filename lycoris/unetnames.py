@@ -67,3 +67,61 @@ def _places(names: list[str]) -> dict[tuple[str, str, int], str]:
                 number += 1
             places[block, "upsamplers", 0] = f"{original}.{number - 1}.{2 if attention else 1}"
     return places
+
+
+def diffusers_names(keys: Iterable[str]) -> dict[str, str]:
+    """{the original's name of a tensor: diffusers'}, the way back; of one whole UNet."""
+    keys = list(keys)
+    blocks = _blocks(keys)
+    top = {original: name for name, original in TOP.items()}
+    inner = {original: name for name, original in IN_RESNET.items()}
+    found = {}
+    for key in keys:
+        module, _, leaf = key.rpartition(".")
+        if module in top:
+            found[key] = f"{top[module]}.{leaf}"
+            continue
+        parts = key.split(".")
+        at = ".".join(parts[:2] if parts[0] == "middle_block" else parts[:3])
+        if at not in blocks:
+            continue
+        rest = module.removeprefix(at).removeprefix(".")
+        if ".resnets." in blocks[at]:
+            rest = inner.get(rest, rest)
+        elif ".downsamplers." in blocks[at]:
+            rest = "conv"
+        found[key] = f"{blocks[at]}.{rest}.{leaf}"
+    return found
+
+
+def _blocks(keys: list[str]) -> dict[str, str]:
+    """{the original's block: diffusers'}; a level ends where the size changes."""
+    inside: dict[tuple[str, int, int], set[str]] = {}
+    found = {}
+    for key in keys:
+        side, *parts = key.split(".")
+        if side in ("input_blocks", "output_blocks"):
+            inside.setdefault((side, int(parts[0]), int(parts[1])), set()).add(parts[2])
+        elif side == "middle_block":
+            number = int(parts[0])
+            found[f"{side}.{number}"] = (f"mid_block.attentions.{number // 2}" if number % 2
+                                         else f"mid_block.resnets.{number // 2}")
+    for side, own in (("input_blocks", "down_blocks"), ("output_blocks", "up_blocks")):
+        level = number = 0
+        last = max((block for at, block, _ in inside if at == side), default=-1)
+        for block in range(last + 1):
+            ended = False
+            for place in range(3):
+                held = inside.get((side, block, place), set())
+                here = f"{side}.{block}.{place}"
+                if "in_layers" in held:
+                    found[here] = f"{own}.{level}.resnets.{number}"
+                elif "proj_in" in held:
+                    found[here] = f"{own}.{level}.attentions.{number}"
+                elif {"op", "conv"} & held:
+                    ended = True
+                    found[here] = (f"{own}.{level}.downsamplers.0" if "op" in held
+                                   else f"{own}.{level}.upsamplers.0")
+            if side == "output_blocks" or block:  # the first holds conv_in alone
+                level, number = (level + 1, 0) if ended else (level, number + 1)
+    return found
