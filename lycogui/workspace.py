@@ -116,7 +116,7 @@ class Workspace:
         """
         base = config.find(run.model.base)
         stamps = tuple(_stamp(base / name) for name in (
-            "model_index.json", "unet", "text_encoder", "vae", "scheduler", "tokenizer"))
+            "", "model_index.json", "unet", "text_encoder", "vae", "scheduler", "tokenizer"))
         return self._cached(("family", run.model), stamps,
                             lambda: families.open_chosen(run.model))
 

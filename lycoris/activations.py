@@ -10,7 +10,6 @@ of CUDA and of the CPU do, and no table of scores. They are written as (per pict
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -180,14 +179,8 @@ def trace(family: Family, progress: Callable[[int, int], None] = lambda done, to
 
 def configs_of(family: Family) -> dict[str, dict[str, Any]]:
     """{part: its config} as diffusers and transformers read them."""
-    if family.known is not None:
-        return {part: dict(config) for part, config in family.known.configs.items()}
-    found = {}
-    for part in (UNETS, *TEXTS, "vae"):
-        file = family.base / part / "config.json"
-        if file.is_file():
-            found[part] = json.loads(file.read_text("utf-8"))
-    return found
+    return {part: dict(family.configs[part]) for part in (UNETS, *TEXTS, "vae")
+            if part in family.configs}
 
 
 def _parts(configs: Mapping[str, Mapping[str, Any]]) -> list[Part]:

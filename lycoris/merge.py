@@ -256,6 +256,9 @@ class _Model:
 
     def write(self, out: Path) -> Merged:
         """All or nothing."""
+        if self.family.base.is_file():
+            raise ModelFileError(f"{self.family.base.name} is one file, into which this version "
+                                 "does not merge.", "Choose its folder in the diffusers layout.")
         parts = {layer.part for layer in self.shares}
         if not parts:
             raise ConfigError({"adapters": "every layer's weight is 0: nothing would change"})

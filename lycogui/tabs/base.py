@@ -72,6 +72,7 @@ def describe(page: Page, values: dict[Any, Any]) -> str:
     """What the chosen base is, or why it cannot be used; escaped."""
     try:
         family = page.workspace.base(page.form.read(values))
+        family.require_files()
     except LycorisError as error:
         return (f"<div class='card bad' role='alert'><b>This base cannot be used</b>"
                 f"<p>{html.escape(error.message)}</p><p>{html.escape(error.fix)}</p></div>")

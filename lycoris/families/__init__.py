@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .. import config, known, presets, quantised, tensorfile
+from .. import config, known, modelfiles, presets, quantised, tensorfile
 from ..algorithms import Layer
 from ..errors import ConfigError, ModelFileError
 from ..known import Known
@@ -51,6 +51,7 @@ class Family:
     max_tokens: int  # words that one chunk of a caption holds, in tokens
     metadata: Mapping[str, str]  # what an adapter's file says of its base
     scheduler_config: Mapping[str, Any]  # its schedule of noise, by diffusers' names
+    configs: Mapping[str, Mapping[str, Any]]  # {part: its config}
     known: Known | None = None  # set where it is known by name alone and `base` is another model
 
     def __init__(self, base: Path, chosen: Chosen | None = None):
@@ -254,6 +255,8 @@ class Chosen:
 
     prediction: str = "auto"  # or epsilon, v_prediction
     zero_snr: str = "auto"  # or on, off
+    vae: Path | None = None  # another autoencoder: a folder or a file
+    tokenizer: Path | None = None  # the tokenizer's folder, for a base of one file
 
     def schedule(self, found: Mapping[str, Any]) -> dict[str, Any]:
         """A scheduler's config as diffusers takes it."""
@@ -277,8 +280,11 @@ AS_IT_IS = Chosen()
 
 def open_chosen(model: ModelConfig) -> Family:
     """`open_base` as the settings of a run say it."""
-    return open_base(config.find(model.base), model.family,
-                     Chosen(model.prediction_type, model.zero_snr))
+    def place(path: str) -> Path | None:
+        return config.find(path) if path else None
+
+    return open_base(config.find(model.base), model.family, Chosen(
+        model.prediction_type, model.zero_snr, place(model.vae), place(model.tokenizer)))
 
 
 def open_base(base: Path, family: str = "auto", chosen: Chosen = AS_IT_IS) -> Family:
@@ -290,24 +296,28 @@ def open_base(base: Path, family: str = "auto", chosen: Chosen = AS_IT_IS) -> Fa
     if family in known.names():
         found = known.find(family)
         kind = catalogue()[found.family]
-        if base.is_dir() and kind.detect(base):
+        if base.suffix not in modelfiles.PICKLES and base.exists() and kind.detect(base):
             opened = kind(base, chosen)
             if _outline(opened.layers) == _outline(found.layers):
                 return opened
         return kind.by_name(found, base)
     if not base.exists():
         raise ModelFileError(f"There is no base model at {base}.",
-                             "Choose the folder of a model in the diffusers layout; "
-                             "assets/tiny-sd is built in.")
+                             "Choose a model's .safetensors file, or its folder in the diffusers "
+                             "layout; assets/tiny-sd is built in.")
+    if base.suffix in modelfiles.PICKLES:
+        raise modelfiles.pickled(base)
     if family != "auto":
         return pick(catalogue(), family, "model.family")(base, chosen)
     for kind in catalogue().values():
         if kind.detect(base):
             return kind(base, chosen)
+    if base.is_file():
+        raise modelfiles.refused(base, tensorfile.peek(base, ModelFileError)[0])
     raise ModelFileError(
         f"{base} is no model of a known family ({', '.join(catalogue())}).",
-        "Choose the folder that holds model_index.json; files in other layouts must be converted "
-        "with diffusers first.")
+        "Choose the folder that holds model_index.json; or a model of one "
+        ".safetensors file in the original layout.")
 
 
 def _outline(layers: Sequence[Layer]) -> set[tuple[str, str, tuple[int, ...]]]:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .. import modelfiles, objectives, prompts, tensorfile, unetnames
+from .. import modelfiles, objectives, original, prompts, tensorfile, unetnames
 from ..algorithms import Layer
 from ..errors import ModelFileError
 from ..known import Known
@@ -92,14 +92,15 @@ class StableDiffusion(Family):
 
     def __init__(self, base: Path, chosen: Chosen = AS_IT_IS):
         self.base, self.chosen = base, chosen
-        self._refuse_missing_parts()
-        configs = {part: self._config(part) for part in ("unet", "vae", "text_encoder")}
+        self._open()
+        configs = {part: self._of(part).config(part, FACTS.get(part, {})) for part in self.stems}
         unet, vae = configs["unet"], configs["vae"]
         if unet["in_channels"] != vae["latent_channels"]:
             raise ModelFileError(
                 f"{base} is an inpainting or edit model: its UNet takes "
                 f"{unet['in_channels']} channels.", "Choose a text-to-image model.")
-        configs["scheduler"] = self._config("scheduler", "scheduler_config.json")
+        configs["scheduler"] = self.source.schedule()
+        self.configs = configs
         self._describe(configs)
         self.layers = tuple(layer for part in self.prefixes for layer in self._layers(part))
 
@@ -110,10 +111,12 @@ class StableDiffusion(Family):
         self.half_vae = vae.get("force_upcast", True) is False
         self.latent_scale = 2 ** (len(vae["block_out_channels"]) - 1)
         self.side_multiple = self.latent_scale * 2 ** (len(unet["block_out_channels"]) - 1)
-        self.resolution = unet["sample_size"] * self.latent_scale
+        velocity = self.scheduler_config.get("prediction_type", "epsilon") == "v_prediction"
+        second = unet.get("cross_attention_dim") == OPENCLIP
+        side = (96 if velocity else 64) if self.single and second else unet["sample_size"]
+        self.resolution = side * self.latent_scale
         self.max_tokens = text["max_position_embeddings"] - 2
         self.vocabulary = text["vocab_size"]
-        velocity = self.scheduler_config.get("prediction_type", "epsilon") == "v_prediction"
         self.metadata = {
             **self._version(unet, velocity), "ss_sd_model_name": self.base.name,
             "modelspec.prediction_type": "v" if velocity else "epsilon"}
@@ -133,12 +136,15 @@ class StableDiffusion(Family):
     def by_name(cls, known: Known, base: Path) -> StableDiffusion:
         found = cls.__new__(cls)
         found.base, found.known, found.chosen = base, known, Chosen()
+        found.configs = known.configs
         found._describe(known.configs)
         found.layers = known.layers
         return found
 
     @classmethod
     def detect(cls, base: Path) -> bool:
+        if base.is_file():
+            return cls._shaped(base, ("sd15", "sd21"))
         try:
             index = json.loads((base / "model_index.json").read_text("utf-8"))
         except (OSError, ValueError):
@@ -170,12 +176,23 @@ class StableDiffusion(Family):
         return StableDiffusionModel(self, device, dtype)
 
     def files(self) -> list[Path]:
-        return [self._weights(part)[0] for part in self.stems]
+        return list(dict.fromkeys(self._of(part).file(part)[0] for part in self.stems))
+
+    def require_files(self) -> None:
+        super().require_files()
+        for part in self.others[:-1]:
+            self.source.words(part)
+
+    @property
+    def single(self) -> modelfiles.Single | None:
+        """The one file, where the base is one."""
+        source = getattr(self, "source", None)
+        return source if isinstance(source, modelfiles.Single) else None
 
     @cached_property
     def weights(self) -> Mapping[str, tensorfile.Lazy]:
-        return {part: tensorfile.Lazy(self._weights(part)[0], ModelFileError)
-                for part in self.prefixes}
+        super().require_files()
+        return {part: self.source.weights(part) for part in self.prefixes}
 
     def name_in_weights(self, layer: Layer) -> str:
         long = TEXT_LEVEL + layer.name
@@ -184,17 +201,45 @@ class StableDiffusion(Family):
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         from tokenizers import Tokenizer
 
-        first, *others = self._tokenizer_files()
-        tokenizer = (prompts.clip_tokenizer(first, *others) if others
-                     else Tokenizer.from_file(str(first)))
+        super().require_files()
+        whole, *pieces = (self.source.words("tokenizer") / name for name in modelfiles.WORDS)
+        tokenizer = (Tokenizer.from_file(str(whole)) if whole.is_file()
+                     else prompts.clip_tokenizer(*pieces))
         tokenizer.no_truncation()
         tokenizer.no_padding()
         encoded = tokenizer.encode_batch(list(captions), add_special_tokens=False)
         return [len(each.ids) for each in encoded]
 
-    def variant(self, part: str) -> str | None:
-        """ "fp16" where a folder holds only half-precision files under that name."""
-        return self._weights(part)[1]
+    def build(self, kind: Any, part: str, dtype: torch.dtype) -> nn.Module:
+        """One part as a module of that class, on the CPU."""
+        return self._of(part).build(kind, part, dtype)
+
+    def _of(self, part: str) -> Any:
+        """Where a part is from."""
+        return self.autoencoder if part == "vae" else self.source
+
+    @classmethod
+    def _shaped(cls, base: Path, kinds: tuple[str, ...]) -> bool:
+        return base.suffix == ".safetensors" and original.kind_of(
+            tensorfile.peek(base, ModelFileError)[0]) in kinds
+
+    def _open(self) -> None:
+        """Find the parts; ModelFileError names what is missing."""
+        base, chosen = self.base, self.chosen
+        if base.is_file():
+            self.source: Any = modelfiles.Single(base, chosen.tokenizer)
+        else:
+            self._refuse_missing_parts()
+            self.source = modelfiles.Folder(base, self.stems,
+                                            {part: base / part for part in self.stems})
+        self.autoencoder: Any = self.source
+        if chosen.vae:
+            said = self.source.config("vae", {})
+            self.autoencoder = modelfiles.open_vae(chosen.vae, said)
+        for part in self.stems:
+            self._of(part).weights(part)
+        if base.is_dir():
+            self.source.words("tokenizer")
 
     def _refuse_missing_parts(self) -> None:
         parts = (*self.stems, *self.others)
@@ -204,53 +249,11 @@ class StableDiffusion(Family):
                 f"The base model {self.base} has no folder {', '.join(missing)}.",
                 f"A diffusers folder of {self.label} holds {', '.join(parts)}; copy the "
                 "missing part from where the model came from.")
-        for part in self.stems:
-            tensorfile.peek(self._weights(part)[0], ModelFileError)
-        self._tokenizer_files()
-
-    def _tokenizer_files(self) -> list[Path]:
-        """tokenizer.json, or in older folders vocab.json and merges.txt.
-
-        Without them transformers makes an empty tokenizer, for which all captions are the same; and
-        for broken ones it raises a bare Exception.
-        """
-        folder = self.base / "tokenizer"
-        found = [folder / "tokenizer.json"]
-        if found[0].is_file():
-            modelfiles.read_json(found[0], {"model": dict})
-            return found
-        found = [folder / "vocab.json", folder / "merges.txt"]
-        if missing := [file.name for file in found if not file.is_file()]:
-            raise ModelFileError(
-                f"The base model's tokenizer has no tokenizer.json, and no "
-                f"{' and no '.join(missing)} in its place.",
-                "Copy the tokenizer folder from where the model came from.")
-        modelfiles.read_json(found[0])
-        modelfiles.read_text(found[1])
-        return found
-
-    def _weights(self, part: str) -> tuple[Path, str | None]:
-        """The part's weight file and its variant."""
-        self.require_files()
-        folder, stem = self.base / part, self.stems[part]
-        for variant in (None, "fp16"):
-            file = folder / f"{stem}{f'.{variant}' if variant else ''}.safetensors"
-            if file.is_file():
-                return file, variant
-        pickled = [f.name for f in folder.iterdir() if f.suffix in (".bin", ".ckpt", ".pt")]
-        raise ModelFileError(
-            f"The base model's {part} has no {stem}.safetensors in {folder}"
-            + (f", only {pickled[0]}, which may run code when read." if pickled else "."),
-            "Save the model again with diffusers' save_pretrained(..., safe_serialization=True)."
-            if pickled else "Copy that file from where the model came from.")
-
-    def _config(self, part: str, file: str = "config.json") -> dict[str, Any]:
-        return modelfiles.read_json(self.base / part / file, FACTS.get(part, {}))
 
     def _layers(self, part: str) -> list[Layer]:
         """From the names and shapes in the header alone: (o, i) linear, (o, i, k, k) conv, (c)
         norm."""
-        entries, _ = tensorfile.peek(self._weights(part)[0], ModelFileError)
+        entries = self.source.weights(part).entries
         kinds = {1: "norm", 2: "linear", 4: "conv"}
         found = []
         for key, (_, shape) in entries.items():
@@ -276,19 +279,17 @@ class StableDiffusionModel(Model):
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        folder = str(family.base)
 
         def part(kind: Any, name: str, precision: torch.dtype) -> nn.Module:
-            with modelfiles.reading(family.base, name):
-                loaded = kind.from_pretrained(
-                    folder, subfolder=name, dtype=precision, variant=family.variant(name),
-                    use_safetensors=True, local_files_only=True)
+            loaded = family.build(kind, name, precision)
             return loaded.to(device).requires_grad_(False).eval()
 
         def encoder(name: str, kind: str, words: str) -> prompts.Encoder:
             with modelfiles.reading(family.base, words):
                 tokenizer = transformers.CLIPTokenizer.from_pretrained(
-                    folder, subfolder=words, local_files_only=True)
+                    str(family.source.words(words)), local_files_only=True)
+            if (padding := family.source.padding(name)) is not None:
+                tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
             _refuse_other_vocabulary(len(tokenizer), family, name)
             return prompts.Encoder(tokenizer, part(getattr(transformers, kind), name, dtype),
                                    family.max_tokens + 2)

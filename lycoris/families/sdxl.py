@@ -64,6 +64,8 @@ class StableDiffusionXL(StableDiffusion):
 
     @classmethod
     def detect(cls, base: Path) -> bool:
+        if base.is_file():
+            return cls._shaped(base, ("sdxl",))
         try:
             index = json.loads((base / "model_index.json").read_text("utf-8"))
         except (OSError, ValueError):

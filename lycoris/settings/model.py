@@ -12,7 +12,8 @@ DTYPES = ("fp16", "bf16", "fp32")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    base: Annotated[str, Knob("Folder of the base model, in the diffusers layout.", file=True,
+    base: Annotated[str, Knob("The base model: one .safetensors file of SD 1.x, SD 2.x or SDXL, "
+                              "or a folder in the diffusers layout.", file=True,
                               label="Base model")] = "assets/tiny-sd"
     family: Annotated[str, Knob("Kind of model; auto reads it from the base's files. The name of "
                                 "a known model tells what it would cost, without its files.",
@@ -20,6 +21,11 @@ class ModelConfig:
     dtype: Annotated[str, Knob("Precision the frozen base is held in; auto follows "
                                "train.precision.", choices=("auto", *DTYPES),
                                label="Precision of the base")] = "auto"
+    vae: Annotated[str, Knob("Another autoencoder than the base's own: a .safetensors file or a "
+                             "folder. Empty for its own.", file=True, label="VAE")] = ""
+    tokenizer: Annotated[str, Knob(
+        "Folder with CLIP's tokenizer, for a base of one file. Empty looks beside the file and in "
+        "the Hugging Face cache.", file=True, label="Tokenizer")] = ""
     prediction_type: Annotated[str, Knob(
         "What the model predicts. auto reads it from its files; say it where they are silent, as "
         "those of many v-prediction models are.", choices=("auto", "epsilon", "v_prediction"),

@@ -1,0 +1,174 @@
+"""Base models of one file in the original layout."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import small_models
+import torch
+from conftest import TINY_SD
+
+from lycoris import config, families, modelfiles, original, plan, tensorfile, trainer
+from lycoris.errors import ModelFileError
+from lycoris.families import Chosen
+
+CPU = torch.device("cpu")
+TEXTS = ["a zorb on grass", ""]
+
+
+def write_single(folder: Path, file: Path, *, extra: dict[str, torch.Tensor] | None = None,
+                 without: str = "-", metadata: dict[str, str] | None = None) -> Path:
+    """A diffusers folder as one file."""
+    family = families.open_base(folder)
+    weights = {part: family.source.weights(part) for part in family.stems}
+    kind = "sdxl" if family.name == "sdxl" else (
+        "sd21" if "2.x" in family.label else "sd15")
+    made: dict[str, torch.Tensor] = {}
+    for part, places in original.written(kind, {p: w.entries for p, w in weights.items()}).items():
+        for key, names in original.fused(places).items():
+            made[key] = original.assembled(places, names, weights[part].__getitem__)
+    if kind == "sd21":  # as in the real ones: a last layer that is not read, and a projection
+        made |= {key.replace("resblocks.0", "resblocks.1"): tensor + 1
+                 for key, tensor in made.items() if "resblocks.0." in key}
+        made["cond_stage_model.model.text_projection"] = torch.zeros(4, 4)
+    made["model_ema.decay"] = torch.zeros(())
+    kept = {key: t for key, t in (made | (extra or {})).items() if not key.startswith(without)}
+    return tensorfile.write(file, kept, metadata or {})
+
+
+@pytest.fixture(scope="module", params=["sd15", "sd21", "sdxl"])
+def pair(request: pytest.FixtureRequest,
+         tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(folder, file) of the same model."""
+    where = tmp_path_factory.mktemp(request.param)
+    prediction = "v_prediction" if request.param == "sd21" else "epsilon"
+    folder = small_models.make(where / "folder", request.param, prediction)
+    shutil.copytree(TINY_SD / "tokenizer", where / "tokenizer")
+    return folder, write_single(folder, where / "file.safetensors")
+
+
+def test_folder_and_file_are_the_same_model(pair: tuple[Path, Path]) -> None:
+    folder, file = (families.open_base(path) for path in pair)
+    assert file.name == folder.name and file.label == folder.label
+    assert {*file.layers} == {*folder.layers}
+    assert (file.latent_scale, file.side_multiple, file.max_tokens) == (
+        folder.latent_scale, folder.side_multiple, folder.max_tokens)
+    assert file.count_tokens(TEXTS) == folder.count_tokens(TEXTS)
+    for layer in folder.layers:
+        assert torch.equal(file.weight(layer), folder.weight(layer)), layer
+    one, other = (family.load(CPU, torch.float32) for family in (folder, file))
+    assert one.objective.name == other.objective.name
+    assert torch.equal(one.objective.alphas_cumprod, other.objective.alphas_cumprod)
+    picture = torch.rand(2, 3, 16, 16)
+    latents = one.encode_image(picture)
+    assert torch.equal(other.encode_image(picture), latents)
+    assert torch.equal(other.decode(latents), one.decode(latents))
+    told = [model.with_sizes(model.encode_text(TEXTS), [(16,) * 6] * 2) for model in (one, other)]
+    assert all(torch.equal(told[1][name], tensor) for name, tensor in told[0].items())
+    t = torch.tensor([3, 800])
+    assert torch.equal(other.predict(latents, t, told[1]), one.predict(latents, t, told[0]))
+
+
+def test_a_run_on_one_file(pair: tuple[Path, Path], settings: Callable[..., config.Config],
+                           tmp_path: Path) -> None:
+    made = plan.make(settings(f"model.base={pair[1]}", "train.steps=2", "network.dim=1"))
+    (tmp_path / "run").mkdir()
+    assert trainer.run(made, tmp_path / "run", lambda event: None, set).reason == "done"
+
+
+def test_another_autoencoder(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, file = pair
+    other = Path(shutil.copytree(folder / "vae", tmp_path / "vae"))
+    weights = other / "diffusion_pytorch_model.safetensors"
+    tensors, said = tensorfile.read(weights, ModelFileError)
+    tensorfile.write(weights, {name: t * 1.01 for name, t in tensors.items()}, said)
+    bare = {}
+    places = original.written_autoencoder(tensors, "")
+    for name, place in places.items():
+        bare[place.key] = place.written(tensors[name] * 1.01)
+    single = tensorfile.write(tmp_path / "vae.safetensors", bare, {})
+    lacking = tensorfile.write(tmp_path / "lacking.safetensors", {
+        k: t for k, t in tensorfile.read(file, ModelFileError)[0].items()
+        if not k.startswith("first_stage_model")}, {})
+    with pytest.raises(ModelFileError, match="holds no vae"):
+        families.open_base(lacking)
+    picture, found = torch.rand(1, 3, 16, 16), []
+    words = folder / "tokenizer"
+    for base, vae in ((folder, None), (folder, other), (folder, single), (file, weights.parent),
+                      (lacking, single), (file, weights)):
+        model = families.open_base(base, chosen=Chosen(vae=vae, tokenizer=words)).load(
+            CPU, torch.float32)
+        found.append(model.encode_image(picture))
+    assert not torch.equal(found[0], found[1])
+    assert all(torch.equal(each, found[1]) for each in found[2:])
+    with pytest.raises(ModelFileError, match="no autoencoder"):
+        families.open_base(folder, chosen=Chosen(
+            vae=folder / "unet" / "diffusion_pytorch_model.safetensors"))
+
+
+@pytest.mark.parametrize(("marks", "metadata", "velocity", "zero"), [
+    ({}, {}, "epsilon", False),
+    ({"v_pred": torch.zeros(0)}, {}, "v_prediction", False),
+    ({"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, {}, "v_prediction", True),
+    ({}, {"modelspec.prediction_type": "v"}, "v_prediction", False),
+    ({}, {"modelspec.predict_key": "epsilon"}, "epsilon", False)])
+def test_what_the_header_says_of_the_objective(
+        tmp_path: Path, marks: dict, metadata: dict, velocity: str, zero: bool) -> None:
+    folder = small_models.make(tmp_path / "xl", "sdxl")
+    file = write_single(folder, tmp_path / "m.safetensors", extra=marks, metadata=metadata)
+    said = families.open_base(file).scheduler_config
+    assert said["prediction_type"] == velocity
+    assert bool(said.get("rescale_betas_zero_snr")) is zero
+
+
+def test_the_tokenizer_is_looked_for_and_asked_for(
+        pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modelfiles, "cached_words", lambda: [])
+    file = Path(shutil.copy(pair[1], tmp_path / "alone.safetensors"))
+    family = families.open_base(file)  # facts need none
+    for ask in (family.require_files, lambda: family.load(CPU, torch.float32),
+                lambda: family.count_tokens(TEXTS)):
+        with pytest.raises(ModelFileError, match="no tokenizer") as caught:
+            ask()
+        assert "hf download openai/clip-vit-large-patch14" in caught.value.fix
+    with pytest.raises(ModelFileError, match="nowhere has none"):
+        families.open_base(file, chosen=Chosen(tokenizer=tmp_path / "nowhere")).require_files()
+    for chosen in (TINY_SD, TINY_SD / "tokenizer"):
+        families.open_base(file, chosen=Chosen(tokenizer=chosen)).require_files()
+    monkeypatch.setattr(modelfiles, "cached_words", lambda: [TINY_SD / "tokenizer"])
+    family.require_files()
+
+
+def test_the_tokenizer_in_the_hugging_face_cache(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    home = tmp_path / "models--openai--clip-vit-large-patch14"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("abc")
+    shutil.copytree(TINY_SD / "tokenizer", home / "snapshots" / "abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert home / "snapshots" / "abc" in modelfiles.cached_words()
+
+
+def test_what_is_no_base_model_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    def told(tensors: dict, name: str = "x.safetensors") -> ModelFileError:
+        file = tensorfile.write(tmp_path / name, tensors, {})
+        with pytest.raises(ModelFileError) as caught:
+            families.open_base(file)
+        return caught.value
+
+    whole, _ = tensorfile.read(pair[1], ModelFileError)
+    zeros = torch.zeros(2, 2)
+    assert "pickle" in told(whole, "model.ckpt").message
+    assert "weights_only=True" in told(whole, "model.ckpt").fix
+    assert "is an adapter" in told({"lora_unet_x.lora_up.weight": zeros}).message
+    assert "no Stable Diffusion model" in told({"double_blocks.0.weight": zeros}).message
+    unet = {key: t for key, t in whole.items() if key.startswith("model.")}
+    assert "without its text encoder" in told(unet).message
+    assert "refiner" in told(unet | {"conditioner.embedders.0.model.ln_final.bias": zeros}).message
+    first = f"{original.UNET}input_blocks.0.0.weight"
+    assert "inpainting" in told(whole | {first: torch.zeros(32, 9, 3, 3)}).message
