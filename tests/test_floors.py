@@ -14,14 +14,16 @@ from conftest import ROOT
 ENGINE, PAGE = ROOT / "lycoris", ROOT / "lycogui"
 FLOORS = {
     1: ("errors", "durable", "knobs", "settings", "words", "config", "events", "runs"),
-    2: ("hub", "original", "modelfiles", "registry", "known", "streams", "crew", "tensorfile", "schedules",
+    2: ("original", "modelfiles",
+        "registry", "known", "streams", "crew", "tensorfile", "schedules",
         "objectives", "optimizers",
         "samplers", "devices", "guideline", "algorithms", "families", "captioners", "presetfile",
         "presets", "unetnames", "paths", "effort", "products", "quantised", "lowrank",
         "progress", "prompts", "emphasis", "embeddings",
         "weightings", "distances", "timesteps", "noises",
         "promptfile"),
-    3: ("modelout", "data", "assignments", "sizes", "published", "metadata", "thumbnail", "plan", "adapterfile",
+    3: ("modelout",
+        "data", "assignments", "sizes", "published", "metadata", "thumbnail", "plan", "adapterfile",
         "adapter", "slot", "network", "checkpoint", "sampling", "contestants", "grid", "wrapper",
         "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance", "surprises",
         "weigher", "choose", "goals", "advice", "blame", "kohya", "recipes", "footprint", "holding",

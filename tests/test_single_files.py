@@ -126,7 +126,7 @@ def test_what_the_header_says_of_the_objective(
 
 def test_the_tokenizer_is_looked_for_and_asked_for(
         pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modelfiles, "cached_words", lambda: [])
+    monkeypatch.setattr(modelfiles, "cached_words", list)
     file = Path(shutil.copy(pair[1], tmp_path / "alone.safetensors"))
     family = families.open_base(file)  # facts need none
     for ask in (family.require_files, lambda: family.load(CPU, torch.float32),
