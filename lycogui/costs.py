@@ -22,11 +22,13 @@ from lycoris import (
     disk,
     guideline,
     knobs,
+    known,
     machine,
     memory,
     plan,
     recipes,
     relief,
+    runpresets,
 )
 from lycoris.config import LEAVES
 from lycoris.errors import ConfigError, LycorisError
@@ -34,6 +36,7 @@ from lycoris.plan import Plan
 from lycoris.settings import Config, NetworkConfig
 
 MIB = 2**20
+KIN = {"sd15": "sd15", "sd21": "sd15", "sdxl": "sdxl"}  # {known model: whose presets suit it}
 PARTS = {"unet": "UNet", "text_encoder": "text encoder",
          "text_encoder_2": "second text encoder"}
 
@@ -46,12 +49,13 @@ class Asked:
     goal: str = ""
     budget: float = 0.0  # MiB; 0: as large as the file on screen
     form: str = "toml"
+    preset: str = ""
 
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> Asked:
         """What was kept, as far as it still means something."""
         found = cls(**{name: type(getattr(cls, name))(value) for name, value in kept.items()
-                       if name in ("view", "goal", "budget", "form")})
+                       if name in ("view", "goal", "budget", "form", "preset")})
         return found if found.view in VIEWS else cls()
 
 
@@ -159,6 +163,44 @@ def goals(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
     return found
 
 
+def presets(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
+    """The presets of whole runs, those for this base and card first, and what the chosen one would
+    change."""
+    run = workspace.config  # a plan by name is at its model's own resolution
+    kin = KIN.get(known.like(made.family.layers), "")
+    size = runpresets.card(devices.look(workspace.device).total)
+    if workspace.device.type == "cpu":
+        size = 0  # none is for it
+    every = sorted(runpresets.catalogue().values(),
+                   key=lambda one: (one.family != kin, one.memory != size))
+    found: dict[str, Any] = {
+        "preset": asked.preset, "base": made.family.title if kin else "", "size": size,
+        "presets": [{"name": one.name, "title": one.title, "text": one.text,
+                     "purpose": one.purpose, "own": one.family == kin,
+                     "fits": one.family == kin and one.memory == size} for one in every]}
+    if asked.preset in runpresets.catalogue():
+        one = runpresets.find(asked.preset)
+        then = runpresets.applied(run, one)
+        after = plan.make(replace(then, model=replace(then.model, family=one.family)),
+                          dataset=made.dataset, need_dataset=False)
+        changed = runpresets.changes(run, one)
+        found |= {"text": one.text, "values": {path: new for path, (_, new) in changed.items()},
+                  "for": {"title": known.find(one.family).label, "memory": one.memory,
+                          "peak": memory.predict(after, "cuda").peak},
+                  "changes": [[LEAVES[path].label, _said_of(path, old), _said_of(path, new)]
+                              for path, (old, new) in changed.items()]}
+    return found
+
+
+def _said_of(path: str, value: Any) -> str:
+    """A setting's value as a person reads it."""
+    if value is None:
+        return LEAVES[path].knob.none
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_said(each)}" for key, each in value.items()) or "none"
+    return _said(value)
+
+
 def pair(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
     """A and B side by side, and in what they differ."""
     held = Pair.of(workspace, made.config)
@@ -201,7 +243,7 @@ def share(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
 
 VIEWS: Mapping[str, Callable[[Workspace, Plan, Asked], Any]] = {
     "layers": layers, "dims": dims, "budget": budget, "needs": needs, "advice": goals,
-    "pair": pair, "share": share}
+    "pair": pair, "share": share, "presets": presets}
 
 
 def in_short(network: NetworkConfig) -> str:

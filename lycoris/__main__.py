@@ -305,6 +305,7 @@ def _stamp() -> str:
 VERBS: dict[str, Callable[[argparse.Namespace, Terminal, Signals], int]] = {
     "train": train, "sample": sample, "compare": compare, "caption": caption, "dataset": dataset,
     "estimate": estimate.run, "advise": choices.advise, "recipe": choices.recipe,
+    "presets": choices.presets,
     "calibrate": calibrate, "demo": demo, "inspect": tools.inspect, "merge": tools.merge,
     "extract": tools.extract, "resize": tools.resize, "convert": tools.convert}
 

@@ -83,6 +83,9 @@ def _choices(verb: Callable[..., argparse.ArgumentParser], count: argparse.Argum
     goal = _options(("goal", "faithful, flexible, diverse, small, fast, learns-too-little or "
                      "learns-too-much", {}))
     verb("advise", "What to change for a goal, and why.", goal, settings)
+    ready = _options(("--diff", "only what it changes, beside what these settings have now",
+                      {"action": "store_true"}))
+    verb("presets", "The presets of whole runs; with a name, what one says.", ready, settings)
     said = verb("recipe", "The settings in a configuration of ours, of kohya's, or in an adapter "
                 "file.", form)
     said.add_argument("source", help="a file, or - for standard input")

@@ -1,4 +1,5 @@
-"""The verbs for choosing: estimate --match, --budget, --curves and --as; advise; recipe."""
+"""The verbs for choosing: estimate --match, --budget, --curves and --as; advise; recipe; presets.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import re
 import sys
 from typing import Any
 
-from . import config
+from . import config, runpresets
 from .errors import ConfigError
 from .follow import Signals
 from .settings import Config
@@ -67,6 +68,36 @@ def recipe(options: argparse.Namespace, terminal: Terminal, signals: Signals) ->
     terminal.document(found.data(), table([*rows, *(("not taken", each)
                                                     for each in found.unknown)]))
     return 0
+
+
+def presets(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
+    """The list; or all that one says, and with --diff what it would change in the settings."""
+    known, start = runpresets.catalogue(), f"{config.PRESET}="
+    named = [word for word in options.settings if word in known or word.startswith(start)]
+    if not options.settings:
+        terminal.document({"presets": [_preset(one) for one in known.values()]},
+                          table([(one.name, f"{one.title}. {one.text}") for one in known.values()]))
+        return 0
+    one = runpresets.find((named or options.settings)[-1].removeprefix(start))
+    others = [word for word in options.settings if word not in named]
+    run = config.settings(others) if others else Config()
+    found = runpresets.changes(run, one)
+    rows = [(path, _value(then) + f"  (now {_value(now)})") for path, (now, then) in found.items()]
+    if not options.diff:
+        rows = [(path, _value(value)) for path, value in one.values.items()]
+    terminal.document({**_preset(one), "changes": {
+        path: {"now": now, "then": then} for path, (now, then) in found.items()}},
+        table([(one.title, one.text), *rows]))
+    return 0
+
+
+def _value(value: Any) -> str:
+    return config.toml_value("none" if value is None else value)
+
+
+def _preset(one: runpresets.RunPreset) -> dict[str, Any]:
+    return {"name": one.name, "title": one.title, "text": one.text, "purpose": one.purpose,
+            "family": one.family, "memory": one.memory, "values": dict(one.values)}
 
 
 def size_of(text: str) -> int:

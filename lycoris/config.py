@@ -1,7 +1,8 @@
 """The settings of a run, from where people write them: TOML files, the command line, the form.
 
 They come in layers, later over earlier: the defaults in `lycoris.settings`, what the base model's
-folder recommends (`lycogui.toml` in it), the run's TOML file, and `path=value` overrides.
+folder recommends (`lycogui.toml` in it), a preset that is named (`preset = "person-sdxl-12gb"`, a
+file of assets/presets), the run's TOML file, and `path=value` overrides.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ BASE_SETTINGS = "lycogui.toml"
 # Names that mean something else beside the runs: a contestant, and folders of pictures.
 RESERVED_NAMES = ("base", "comparisons", "pictures", "tools", "adapters", "models",
                   "calibrations")
-PRESETS = Path("presets")  # the user's own, in the working folder
+PRESETS = Path("presets")  # the user's own choices of layers, in the working folder
+RUN_PRESETS = ASSETS / "presets"  # ours, of whole runs
+PRESET = "preset"  # the word that names one of those, in a file or on the command line
 # Settings that files of earlier versions have under another name.
 MOVED = {"train.noise_offset": "loss.noise_offset"}
 # Min-SNR by its gamma alone, 0 for none.
@@ -31,6 +34,8 @@ OLD_GAMMA = ("train.min_snr_gamma", "loss.min_snr_gamma")
 
 
 LEAVES = knobs.leaves(Config)
+# The open tables, and the setting whose value says what may stand in them.
+OWNERS = {"network.options": "network.algo", "optimizer.args": "optimizer.name"}
 # What an entry of network.rules may say, and the setting whose bounds it shares.
 RULE_KEYS = {"match": "", "exclude": "", "algo": "network.algo", "dim": "network.dim",
              "alpha": "network.alpha", "lr": "optimizer.text_encoder_lr",
@@ -64,21 +69,34 @@ def load(file: Path | str | None = None, overrides: Iterable[str] = (),
     """The settings of a TOML file (or none) with ``path=value`` overrides over it, and typed
     `values` by their paths over both.
 
-    What the base model's own folder recommends lies between the defaults and the file.
+    What the base model's own folder recommends, and over it the preset that is named, lie between
+    the defaults and the file.
     """
     own = flat(read_toml(Path(file))) if file else {}
     for text in overrides:
         _override(own, text)
     for path, value in (values or {}).items():
         _put(own, path, value)
+    named = own.pop(PRESET, "")
+    preset = preset_settings(named) if named else {}
     base = own.get("model.base", LEAVES["model.base"].default)
     recommended = base_settings(base) if isinstance(base, str) and not known_model(
         own.get("model.family")) else {}
-    merged = recommended | own
-    for path, leaf in LEAVES.items():  # tables are merged key by key
-        if leaf.is_table and path in recommended and isinstance(own.get(path), Mapping):
-            merged[path] = {**recommended[path], **own[path]}
-    return build(merged)
+    return build(_over(recommended | preset, own))
+
+
+def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings over others; tables are merged key by key, where they are still the same thing's."""
+    merged = {**lower, **upper}
+    for path, leaf in LEAVES.items():
+        if not leaf.is_table or path not in lower:
+            continue
+        owner = OWNERS.get(path, "")
+        if owner in upper and owner in lower and upper[owner] != lower[owner]:
+            merged[path] = upper.get(path, {})
+        elif isinstance(upper.get(path), Mapping):
+            merged[path] = {**lower[path], **upper[path]}
+    return merged
 
 
 def target(words: Iterable[str]) -> tuple[Path | None, list[str]]:
@@ -112,6 +130,27 @@ def base_settings(base: str) -> dict[str, Any]:
     """{path: value} that a base model's folder recommends; empty where it says nothing."""
     file = find(base) / BASE_SETTINGS
     return flat(read_toml(file)) if file.is_file() else {}
+
+
+def preset_names() -> list[str]:
+    """The presets of whole runs."""
+    return sorted(file.stem for file in RUN_PRESETS.glob("*.toml"))
+
+
+def preset_settings(name: str) -> dict[str, Any]:
+    """{path: value} that a preset says, its tables whole."""
+    return {**{path: {} for path in OWNERS}, **flat(read_preset(name)[1])}
+
+
+def read_preset(name: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what a preset's file says of itself, its settings); ConfigError for a name that is none."""
+    names = preset_names()
+    if name not in names:
+        raise ConfigError({PRESET: f"there is no preset {name!r}."
+                           + knobs.nearest(str(name), tuple(names))},
+                          "python -m lycoris presets lists them.")
+    tree = read_toml(RUN_PRESETS / f"{name}.toml")
+    return tree.pop("about"), tree
 
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:

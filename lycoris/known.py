@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,3 +54,14 @@ def find(name: str) -> Known:
         name, said["label"], said["family"],
         {key: value for key, value in said.items() if isinstance(value, dict)},
         {part: group["parameters"] for part, group in parts.items()}, layers)
+
+
+def like(layers: Iterable[Layer]) -> str:
+    """The name of the known model that has these layers; empty where none has."""
+    shapes = _shapes(layers)
+    return next((name for name in names() if _shapes(find(name).layers) == shapes), "")
+
+
+def _shapes(layers: Iterable[Layer]) -> Counter[tuple[str, tuple[int, ...]]]:
+    """The UNet's: files may have more or fewer layers of the text encoders."""
+    return Counter((layer.kind, layer.shape) for layer in layers if layer.part == "unet")

@@ -70,6 +70,24 @@ def test_what_a_view_suggests_is_taken_and_undone(app: App, page: Any) -> None:
     settled(app, "algo", '"lora"')
 
 
+def test_a_preset_shows_what_it_would_change_and_is_undone(app: App, page: Any) -> None:
+    tab(page, "Algorithm")
+    page.wait_for_selector(".plan .v")
+    settled(app, "algo", '"lora"')
+    shown = see(page, "Presets")
+    shown.get_by_label("Preset", exact=True).select_option("style-sd15-8gb")
+    page.wait_for_selector(".view .changes")
+    assert "min-snr" in shown.inner_text()
+    settled(app, "algo", '"lora"')
+    shown.get_by_role("button", name="Apply").click()
+    settled(app, "algo", '"lokr"')
+    settled(app, "weighting", '"min-snr"')
+    shown.get_by_text("The settings on screen are this preset's.").wait_for()
+    page.get_by_role("button", name="Undo").click()
+    settled(app, "algo", '"lora"')
+    settled(app, "weighting", '"none"')
+
+
 def test_two_configurations_and_their_words(app: App, page: Any) -> None:
     tab(page, "Algorithm")
     page.wait_for_selector(".plan .v")

@@ -12,7 +12,7 @@ from lycogui import costs, pair
 from lycogui.costs import Asked
 from lycogui.tabs import train
 from lycogui.workspace import Workspace
-from lycoris import advice, algorithms, config, knobs, plan
+from lycoris import advice, algorithms, config, knobs, plan, runpresets
 from lycoris.errors import ConfigError
 from lycoris.settings import Config
 
@@ -118,3 +118,23 @@ def test_a_known_model_is_shown_at_its_own_size(workspace: Workspace,
     assert workspace.plan(run).config.dataset.resolution == 1024
     assert workspace.base(run).known is None and workspace.family(run).known is not None
     assert plan.make(knobs.replace(run, {"model.family": "auto"})).family.known is None
+
+
+def test_presets_for_the_base_come_first_and_apply_what_they_show(workspace: Workspace) -> None:
+    run = knobs.replace(workspace.config, {"model.family": "sdxl"})
+    workspace.remember(run)
+    found = shown(workspace, "presets", run, preset="person-sdxl-12gb")
+    assert found["base"] and all("sdxl" in one["name"] for one in found["presets"] if one["own"])
+    assert [one["own"] for one in found["presets"]] == sorted(
+        (one["own"] for one in found["presets"]), reverse=True)
+    then = costs.applied(run, found["values"])
+    assert then == runpresets.applied(run, runpresets.find("person-sdxl-12gb"))
+    assert ["Dim", str(run.network.dim), "32"] in found["changes"]
+    workspace.remember(then)
+    assert not shown(workspace, "presets", then, preset="person-sdxl-12gb")["changes"]
+
+
+def test_the_embedded_base_is_none_of_those_that_presets_are_for(workspace: Workspace) -> None:
+    found = shown(workspace, "presets", preset="gone")
+    assert not found["base"] and "changes" not in found
+    assert not any(one["own"] or one["fits"] for one in found["presets"])

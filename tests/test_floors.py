@@ -13,7 +13,8 @@ from conftest import ROOT
 
 ENGINE, PAGE = ROOT / "lycoris", ROOT / "lycogui"
 FLOORS = {
-    1: ("errors", "durable", "knobs", "settings", "words", "config", "events", "runs"),
+    1: ("errors", "durable", "knobs", "settings", "words", "config", "events", "runs",
+        "runpresets"),
     2: ("original", "modelfiles",
         "registry", "known", "streams", "crew", "tensorfile", "schedules",
         "objectives", "optimizers",
@@ -39,7 +40,8 @@ FLOORS = {
 INHERITS = {"dylora": "lora", "boft": "diag_oft", "sdxl": "sd"}
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 # What the page may know of the engine: facts, names, the plan; never weights.
-FOR_THE_PAGE = {"errors", "durable", "knobs", "settings", "config", "events", "runs", "devices",
+FOR_THE_PAGE = {"runpresets", "known",
+                "errors", "durable", "knobs", "settings", "config", "events", "runs", "devices",
                 "families", "algorithms", "captioners", "guideline", "plan", "footprint", "memory",
                 "relief", "machine", "disk", "outlook", "choose", "advice", "recipes",
                 "contestants", "optimizers", "schedules", "data.folder", "data.captions", "focus",

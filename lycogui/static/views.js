@@ -1,7 +1,7 @@
 /* The views of the Algorithm tab, each a function (root, data, {plan, trigger, fresh}). A view that is open keeps its
    own fields while the numbers move: `fresh` is true when it has just been opened. */
 lyco.VIEWS = [["layers", "Every algorithm"], ["dims", "Size by dim"], ["budget", "What fits"], ["needs", "Memory"],
-  ["advice", "Advice"], ["pair", "A and B"], ["share", "Share"]];
+  ["advice", "Advice"], ["pair", "A and B"], ["presets", "Presets"], ["share", "Share"]];
 lyco.views = {};
 
 lyco.views.layers = (root, rows, {plan, trigger}) => {
@@ -86,6 +86,25 @@ lyco.views.advice = (root, data, {trigger}) => {
     ...(data.suggestions || []).map(card),
     data.suggestions && !data.suggestions.length ? h("p.note", {}, "These settings are already what the guideline would choose.") : null,
     ...data.notes.map(text => h("p.note", {}, text)));
+};
+
+lyco.views.presets = (root, data, {trigger}) => {
+  const {h, fill} = lyco;
+  const option = one => h("option", {value: one.name, selected: one.name === data.preset}, one.title);
+  const group = (label, list) => list.length ? h("optgroup", {label}, ...list.map(option)) : null;
+  const here = data.presets.filter(one => one.fits), own = data.presets.filter(one => one.own && !one.fits), rest = data.presets.filter(one => !one.own);
+  const select = h("select.preset", {"aria-label": "Preset", onchange: () => trigger("look", {asked: {preset: select.value}})},
+    h("option", {value: "", selected: !data.preset}, "Choose a preset"),
+    group(`For ${data.base} on this card`, here), group(here.length ? "For other cards" : `For ${data.base}`, own), group(data.base ? "For other models" : "By model and card", rest));
+  const chosen = data.changes;
+  fill(root,
+    h("p.note", {}, "Settings of a whole run for a purpose, a model and a card. The base model, the pictures and the name stay yours."),
+    h("div.row", {}, select, chosen && h("span.grow"), chosen && h("button.button", {disabled: !chosen.length, onclick: () => trigger("apply", {values: data.values})}, chosen.length ? `Apply ${lyco.some(chosen.length, "change")}` : "Nothing to change")),
+    chosen && h("p.note", {}, h("b", {}, data.text), ` About ${lyco.memory(data.for.peak)} at most on ${data.for.title}, of ${data.for.memory} GB.`),
+    chosen && !chosen.length ? h("p.note", {}, "The settings on screen are this preset's.") : null,
+    chosen && chosen.length ? h("table.algos.changes", {}, h("thead", {}, h("tr", {}, h("th", {}, "Setting"), h("th", {}, "Now"), h("th", {}, "With the preset"))),
+      h("tbody", {}, ...chosen.map(([label, now, then]) => h("tr", {}, h("td", {}, label), h("td.note", {}, now), h("td", {}, then))))) : null,
+    chosen && h("p.note", {}, "Where each number comes from stands in the file: ", h("code", {}, `assets/presets/${data.preset}.toml`), "."));
 };
 
 lyco.views.pair = (root, data, {plan, trigger}) => {
