@@ -133,12 +133,15 @@ class State:
 def load(folder: Path) -> tuple[State | None, list[str]]:
     """The newest whole state, or None where there is none; and what was wrong with newer ones."""
     problems: list[str] = []
-    for path in reversed(found(folder)):
+    for number, path in reversed(_numbered(folder, "step").items()):
         try:
             tensors, described = tensorfile.read(path, RunError)
             if tensorfile.digest(tensors) != described.get("sha256"):
                 raise RunError(f"{path.name} is damaged: its checksum does not match.")
-            return State(Progress(**json.loads(described["progress"])), tensors,
+            progress = Progress(**json.loads(described["progress"]))
+            if progress.step != number:
+                raise RunError(f"{path.name} is the state of step {progress.step}, renamed.")
+            return State(progress, tensors,
                          json.loads(described["optimizer"]),
                          json.loads(described["scaler"])), problems
         except RunError as error:

@@ -5,7 +5,7 @@ forks a `python -m lycoris` at each word from its standard input. POSIX only.
     {"wait": pid}                                                                -> its exit code
 
 With `die` the process kills itself at the n-th call of that function, before it or, with a third
-element true, after it.
+element true, after it; counted from the first step's backward pass on.
 """
 
 from __future__ import annotations
@@ -88,21 +88,31 @@ def _be_born(word: dict[str, Any]) -> None:
 
 
 def _mortal(name: str, at: int, after: bool = False) -> None:
+    import torch
+
     module, _, attribute = name.rpartition(".")
     owner = importlib.import_module(module)
     real, left = getattr(owner, attribute), at
+    began = name.startswith("lycoris.")  # what is called before there are steps
+    backward = torch.Tensor.backward
+
+    def begin(*arguments: Any, **named: Any) -> Any:
+        nonlocal began
+        began = True
+        return backward(*arguments, **named)
 
     def deadly(*arguments: Any, **named: Any) -> Any:
         nonlocal left
-        left -= 1
-        if left == 0 and not after:
+        left -= began
+        if left == 0 and began and not after:
             os.kill(os.getpid(), signal.SIGKILL)
         answer = real(*arguments, **named)
-        if left == 0:
+        if left == 0 and began:
             os.kill(os.getpid(), signal.SIGKILL)
         return answer
 
     setattr(owner, attribute, deadly)
+    torch.Tensor.backward = begin  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
