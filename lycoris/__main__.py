@@ -41,7 +41,7 @@ RESUMABLE = ("train.steps", "train.checkpoint_every", "train.keep_checkpoints", 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments, __doc__.split("\n")[0])
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # kernels we do not use
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # kernels and casts, at every step
     with Terminal(options.json) as terminal, Signals() as signals:
         try:
             return VERBS[options.verb](options, terminal, signals)

@@ -79,8 +79,9 @@ def precision(setting: str, device: torch.device) -> str:
 
 
 def base_dtype(setting: str, chosen_precision: str) -> torch.dtype:
-    """The dtype of the frozen weights; auto follows the precision of the forward pass."""
-    return DTYPES[chosen_precision if setting == "auto" else setting]
+    """The dtype of the frozen weights, or of those that are not packed; auto follows the precision
+    of the forward pass."""
+    return DTYPES.get(setting, DTYPES[chosen_precision])
 
 
 def look(device: torch.device) -> Facts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import config, devices
+from . import config, devices, quantised
 from .embeddings import Embeddings
 from .families import Family, Model
 from .prompts import Reading
@@ -14,7 +14,14 @@ from .settings import Config
 def load(run: Config, family: Family, device: torch.device, precision: str) -> Model:
     """`precision` is that of the forward pass, which model.dtype may follow. EmbeddingError where a
     prompt names one that does not fit, before anything else is done."""
-    model = family.load(device, devices.base_dtype(run.model.dtype, precision))
+    kind = run.model.dtype
+    packed = kind in quantised.KINDS
+    model = family.load(torch.device("cpu") if packed else device,
+                        devices.base_dtype(kind, precision))
+    if packed:
+        for part in model.modules.values():
+            quantised.quantise(part, kind, device)
+        model.move(device)
     folder = run.sample.embeddings
     model.reading = Reading(run.dataset.caption_chunks, run.model.clip_skip,
                             Embeddings(config.find(folder)) if folder else None)

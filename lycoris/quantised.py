@@ -1,15 +1,64 @@
-"""Base layers whose weight is not a plain tensor: bitsandbytes' int8 and 4-bit linear layers."""
+"""Base layers whose weight is not a plain tensor: bitsandbytes' int8 and 4-bit linear layers.
+
+Linear layers are packed, but for those in `KEPT`: small ones at a model's ends, through which all
+passes. Convolutions, norms and tables of embeddings have no packed form.
+"""
 
 from __future__ import annotations
+
+import re
 
 import torch
 from torch import Tensor, nn
 
+from .errors import MissingPackage
+
+# {how model.dtype calls it: bytes of a weight}. nf4's blocks of 64 have a scale of a byte each, and
+# 256 of these one of four more; int8's scales are one of four bytes a row, counted apart.
+KINDS = {"int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
+ROW_SCALE = {"int8": 4, "nf4": 0}
+KEPT = re.compile(r"(^|\.)(time_embedding|add_embedding|class_embedding|time_emb_proj"
+                  r"|text_projection)(\.|$)")
+# Activations of int8 layers beyond this are multiplied in half precision, as the method's paper
+# (Dettmers et al. 2022, LLM.int8()) has it.
+OUTLIER = 6.0
 EIGHT_BIT, FOUR_BIT = ("Linear8bitLt",), ("Linear4bit", "LinearNF4", "LinearFP4")
 
 
 def is_quantised(module: nn.Module) -> bool:
     return type(module).__name__ in (*EIGHT_BIT, *FOUR_BIT)
+
+
+def quantise(root: nn.Module, kind: str, device: torch.device) -> None:
+    """Pack the linear layers under `root` in place, each on `device`; the rest stays where it is.
+
+    MissingPackage without bitsandbytes.
+    """
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise MissingPackage("bitsandbytes", "pip install bitsandbytes", "model.dtype") from None
+    for name, child in list(root.named_modules()):
+        if type(child) is nn.Linear and not KEPT.search(name):
+            root.set_submodule(name, _packed(child, kind).to(device).requires_grad_(False))
+
+
+def _packed(layer: nn.Linear, kind: str) -> nn.Module:
+    """It packs its weight when it is moved, also from the CPU to the CPU."""
+    import bitsandbytes
+
+    new, sizes = bitsandbytes.nn, (layer.in_features, layer.out_features)
+    weight, has_bias = layer.weight.data, layer.bias is not None
+    if kind == "int8":
+        made = new.Linear8bitLt(*sizes, bias=has_bias, has_fp16_weights=False, threshold=OUTLIER,
+                                device="meta")
+        made.weight = new.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
+    else:
+        made = new.LinearNF4(*sizes, bias=has_bias, compute_dtype=weight.dtype, device="meta")
+        made.support_avx512bf16_for_cpu = False  # packs again for a pass without gradients alone
+        made.weight = new.Params4bit(weight, requires_grad=False, quant_type="nf4", module=made)
+    made.bias = layer.bias
+    return made.train(layer.training)
 
 
 def shape_of(module: nn.Module) -> tuple[int, ...]:

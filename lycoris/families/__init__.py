@@ -193,6 +193,17 @@ class Model:
     latent_channels: int
     reading: Reading = Reading()
 
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """{part: the whole of it}, with what has no adapters."""
+        raise NotImplementedError
+
+    def move(self, device: torch.device) -> None:
+        """All of it, to stay there."""
+        for part in self.parts.values():
+            part.to(device)
+        self.device = device
+
     def encode_image(self, pictures: Tensor) -> Tensor:
         raise NotImplementedError
 

@@ -270,9 +270,9 @@ class StableDiffusionModel(Model):
     """The loaded parts. The autoencoder is held in fp32: in half precision SD's overflows; one that
     says of itself that it does not is held as the rest."""
 
-    # {text encoder: (its class, its tokenizer)}
-    texts: ClassVar[Mapping[str, tuple[str, str]]] = {
-        "text_encoder": ("CLIPTextModel", "tokenizer")}
+    # {text encoder: (its class, its tokenizer, its name in files of embeddings)}
+    texts: ClassVar[Mapping[str, tuple[str, str, str]]] = {
+        "text_encoder": ("CLIPTextModel", "tokenizer", "emb_params")}
 
     def __init__(self, family: StableDiffusion, device: torch.device, dtype: torch.dtype):
         import diffusers
@@ -284,7 +284,7 @@ class StableDiffusionModel(Model):
             loaded = family.build(kind, name, precision)
             return loaded.to(device).requires_grad_(False).eval()
 
-        def encoder(name: str, kind: str, words: str) -> prompts.Encoder:
+        def encoder(name: str, kind: str, words: str, key: str) -> prompts.Encoder:
             with modelfiles.reading(family.base, words):
                 tokenizer = transformers.CLIPTokenizer.from_pretrained(
                     str(family.source.words(words)), local_files_only=True)
@@ -292,7 +292,7 @@ class StableDiffusionModel(Model):
                 tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
             _refuse_other_vocabulary(len(tokenizer), family, name)
             return prompts.Encoder(tokenizer, part(getattr(transformers, kind), name, dtype),
-                                   family.max_tokens + 2)
+                                   family.max_tokens + 2, key)
 
         self.device, self.dtype = device, dtype
         self.encoders = tuple(encoder(name, *each) for name, each in self.texts.items())
@@ -309,6 +309,12 @@ class StableDiffusionModel(Model):
         self.modules: Mapping[str, nn.Module] = {"unet": self.unet, **{
             name: getattr(each.module, "text_model", each.module)
             for name, each in zip(self.texts, self.encoders, strict=True)}}
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        texts = zip(self.texts, self.encoders, strict=True)
+        return {"unet": self.unet, "vae": self.vae,
+                **{name: encoder.module for name, encoder in texts}}
 
     @torch.no_grad()
     def encode_image(self, pictures: Tensor) -> Tensor:

@@ -104,8 +104,8 @@ class StableDiffusionXLModel(StableDiffusionModel):
     """Both text encoders are read at the last layer but one, without its norm (Podell et al. 2023,
     arXiv 2307.01952, sec. 2.1); the picture's size and cut are told as in sec. 2.2."""
 
-    texts = {**StableDiffusionModel.texts,
-             "text_encoder_2": ("CLIPTextModelWithProjection", "tokenizer_2")}
+    texts = {"text_encoder": ("CLIPTextModel", "tokenizer", "clip_l"),
+             "text_encoder_2": ("CLIPTextModelWithProjection", "tokenizer_2", "clip_g")}
 
     def _encoded(self, read: Sequence[Sequence[Sequence[prompts.Chunk]]]) -> Condition:
         """{"hidden": (b, tokens, features of both), "pooled": (b, features of the second)}"""

@@ -8,6 +8,7 @@ from typing import Annotated
 from ..knobs import Knob
 
 DTYPES = ("fp16", "bf16", "fp32")
+PACKED = ("int8", "nf4")  # bitsandbytes' forms of linear layers
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class ModelConfig:
                                 "a known model tells what it would cost, without its files.",
                                 label="Sizes for", catalogue="families")] = "auto"
     dtype: Annotated[str, Knob("Precision the frozen base is held in; auto follows "
-                               "train.precision.", choices=("auto", *DTYPES),
+                               "train.precision. int8 and nf4: its linear layers in 8 or 4 bits, "
+                               "for little memory.", choices=("auto", *DTYPES, *PACKED),
                                label="Precision of the base")] = "auto"
     vae: Annotated[str, Knob("Another autoencoder than the base's own: a .safetensors file or a "
                              "folder. Empty for its own.", file=True, label="VAE")] = ""
