@@ -97,3 +97,29 @@ def test_an_adapter_learns_and_paints_on_it(settings: Callable[..., config.Confi
     network, match = contestants.load(contestants.Contestant("x", where / ended.path),
                                       made[0].family, model)
     assert match.whole and len(network) == len(made[0].assignments)
+
+
+def test_sdxl_is_packed_with_both_its_text_encoders(tmp_path: Path) -> None:
+    """And each reads its own matrix of an embedding."""
+    from small_models import make
+
+    from lycoris import families, tensorfile
+
+    base = make(tmp_path / "xl", "sdxl")
+    family = families.open_base(base)
+    model = family.load(CPU, torch.float32)
+    widths = [encoder.module.config.hidden_size for encoder in model.encoders]
+    tensorfile.write(tmp_path / "ball.safetensors", {
+        name: torch.randn(2, width) for name, width in zip(("clip_l", "clip_g"), widths,
+                                                           strict=True)}, {})
+    run = config.load(None, [f"model.base={base}", "model.dtype=nf4",
+                             f"sample.embeddings={tmp_path}", 'sample.prompts=["a (ball:1.2)"]'])
+    packed = loading.load(run, family, CPU, "fp32")
+    for part in packed.modules.values():
+        assert any(type(module).__name__ == "LinearNF4" for module in part.modules())
+    with torch.no_grad():
+        told = packed.encode_prompts(["a (ball:1.2)"])
+        cond = packed.with_sizes(told, [(16, 16, 0, 0, 16, 16)])
+        out = packed.predict(torch.randn(1, 4, 8, 8), torch.tensor([5]), cond)
+    assert told["hidden"].shape[2] == sum(widths) and out.isfinite().all()
+    assert not torch.equal(told["hidden"], packed.encode_text(["a ball"])["hidden"])

@@ -31,7 +31,7 @@ def as_before(model: Model) -> None:
 
 def _theirs(model: Model, texts: list[str]) -> torch.Tensor:
     """As the libraries' own example encodes."""
-    ids = model.tokenizer(texts, padding="max_length", truncation=True,
+    ids = model.encoders[0].tokenizer(texts, padding="max_length", truncation=True,
                           max_length=model.encoders[0].length, return_tensors="pt").input_ids
     return model.text_encoder(ids).last_hidden_state
 
@@ -43,9 +43,9 @@ def test_one_chunk_is_the_tokenizers_own_padding(model: Model) -> None:
 
 def test_a_long_caption_goes_on_in_the_next_chunk(model: Model) -> None:
     length = model.encoders[0].length
-    ids = model.tokenizer(LONG, add_special_tokens=False).input_ids
+    ids = model.encoders[0].tokenizer(LONG, add_special_tokens=False).input_ids
     assert len(ids) > length
-    rest = model.tokenizer.decode(ids[length - 2:])
+    rest = model.encoders[0].tokenizer.decode(ids[length - 2:])
     model.reading = Reading(chunks=3)
     found = model.encode_text([LONG, "a zorb"])["hidden"]
     assert found.shape[:2] == (2, 3 * length)
@@ -143,8 +143,8 @@ def test_captions_are_taken_literally(model: Model) -> None:
 
 def test_weights_multiply_the_states_and_the_mean_is_restored(model: Model) -> None:
     plain = _theirs(model, ["a zorb on"])
-    ids = model.tokenizer("a zorb on", add_special_tokens=False).input_ids
-    heavy = len(model.tokenizer("a", add_special_tokens=False).input_ids)
+    ids = model.encoders[0].tokenizer("a zorb on", add_special_tokens=False).input_ids
+    heavy = len(model.encoders[0].tokenizer("a", add_special_tokens=False).input_ids)
     weights = torch.ones(plain.shape[1])
     weights[1 + heavy:1 + len(ids) - 1] = 1.4
     expected = plain * weights[:, None]
@@ -208,9 +208,9 @@ def test_an_embedding_stands_where_its_name_is(model: Model, shelf: Embeddings) 
     stored = tensorfile.read(shelf.folder / "Zorb-Style.safetensors", EmbeddingError)[0]
     other = tensorfile.read(shelf.folder / "deeper" / "zorb.safetensors", EmbeddingError)[0]
     vectors = seen[0][0] - table.position_embedding.weight
-    start = 1 + len(model.tokenizer("a", add_special_tokens=False).input_ids)
+    start = 1 + len(model.encoders[0].tokenizer("a", add_special_tokens=False).input_ids)
     assert torch.allclose(vectors[start:start + 3], stored["emb_params"], atol=1e-6)
-    comma = len(model.tokenizer(",", add_special_tokens=False).input_ids)
+    comma = len(model.encoders[0].tokenizer(",", add_special_tokens=False).input_ids)
     assert torch.allclose(vectors[start + 3 + comma], other["whatever"], atol=1e-6)
     assert torch.equal(model.encode_text(["a zorb"])["hidden"], _theirs(model, ["a zorb"]))
 
