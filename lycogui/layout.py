@@ -64,9 +64,9 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     ),
     "train samples": (Place("sample.prompts", lines=4), Place("sample.prompts_file")),
     "train rate": (
-        Place("optimizer.schedule"), Place("optimizer.warmup"),
-        Place("optimizer.floor"), Place("optimizer.cycles", "number"),
-        Place("optimizer.power", "number"), Place("optimizer.decay"),
+        Place("optimizer.schedule"), Place("optimizer.warmup", "number"),
+        Place("optimizer.floor", "number"), Place("optimizer.cycles", "number"),
+        Place("optimizer.power", "number"), Place("optimizer.decay", "number"),
     ),
     "train parts": (
         Place("optimizer.text_encoder_lr"), Place("optimizer.text_encoder_2_lr"),
@@ -102,6 +102,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     "train memory": (
         Place("train.accumulate", "number"), Place("train.split", "number"),
         Place("train.gradient_checkpointing"), Place("train.retry_smaller"),
+        Place("train.compile"),
         Place("train.precision"), Place("train.device"),
     ),
     "train output": (

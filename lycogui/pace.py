@@ -19,9 +19,11 @@ SECTION, OTHERS = "train rate", "train parts"
 def build(page: Page, fold: gr.Accordion) -> None:
     """The course, its plot, and the rest."""
     form, page["rate fold"] = page.form, fold
-    form.place(SECTION)
+    with gr.Column(elem_classes="pairs"):
+        form.place(SECTION)
     page["pace"] = mount("pace", "<div class='pace-root'></div>", elem_id="pace")
-    form.place(OTHERS)
+    with gr.Column(elem_classes="pairs"):
+        form.place(OTHERS)
     for name, visible in used(form.start.optimizer.schedule).items():
         form.widgets[name].visible = visible
 

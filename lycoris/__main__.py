@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 RESUMABLE = ("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.device",
-             "train.precision", "train.gradient_checkpointing", "train.split",
+             "train.precision", "train.gradient_checkpointing", "train.compile", "train.split",
              "train.retry_smaller", "model.dtype", "optimizer.lr", "output.dtype", "sample.")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import (
     blame,
+    compiling,
     devices,
     disk,
     durable,
@@ -74,7 +75,8 @@ class Session:
     def run(self, asked: Asked) -> events.Finished:
         try:
             self.prepare(asked)
-            return self.train(asked)
+            with compiling.telling(self.plan.config.train.compile):
+                return self.train(asked)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(self.doing, relief.after_failure(
                 self.plan, self.doing, self.device.type)) from error
@@ -103,6 +105,8 @@ class Session:
         self.network = LycorisNetwork(
             self.plan.assignments, self.model.modules, run.train.seed,
             self._now_and_then(asked)).apply_to()
+        if run.train.compile:
+            compiling.compile_blocks(next(iter(self.model.modules.values())), self.device)
         self.crew.same([*self.network.parameters(), *self.network.buffers()])
         self.learner = Learner(run, self.network)
         self.optimizer = self.learner.optimizer

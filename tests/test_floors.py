@@ -29,7 +29,7 @@ FLOORS = {
         "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance", "surprises",
         "weigher", "choose", "goals", "advice", "blame", "kohya", "recipes", "footprint", "holding",
         "memory", "relief", "machine", "disk", "outlook", "tracing", "activations",
-        "feed", "lesson", "learner", "keeping", "showing", "loading",
+        "compiling", "feed", "lesson", "learner", "keeping", "showing", "loading",
         "kohya_loss", "focus"),
     4: ("trainer", "sample", "compare", "caption", "inspect", "merge", "extract", "resize",
         "convert"),

@@ -29,6 +29,9 @@ class TrainConfig:
                                         label="Retry with less memory")] = False
     gradient_checkpointing: Annotated[bool, Knob("Compute activations twice instead of keeping "
                                                  "them: less memory, slower.")] = False
+    compile: Annotated[bool, Knob("Compile the base model's blocks: faster steps after a slow "
+                                  "start, for long runs. Needs a C++ compiler; on a GPU Triton.",
+                                  label="torch.compile")] = False
     clip_norm: Annotated[float, Knob("Longest allowed gradient; 0 is off.", 0, 1000,
                                      label="Gradient clipping")] = 1.0
     max_norm: Annotated[float, Knob("Longest allowed change of a layer, its Frobenius norm; shrunk "
