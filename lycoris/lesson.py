@@ -46,7 +46,9 @@ class Lesson:
             error = error * weight
         counts = [weight * (settings.prior_weight if prior else 1.0)
                   for weight, prior in zip(batch.weights, batch.prior, strict=True)]
-        return (error * torch.tensor(counts, device=error.device)).mean()
+        if any(count != 1 for count in counts):
+            error = error * torch.tensor(counts, device=error.device)
+        return error.mean()
 
     @torch.no_grad()
     def validation(self, batch: Batch, at: Sequence[int]) -> Tensor:

@@ -113,3 +113,31 @@ def test_two_configurations_and_their_words(app: App, page: Any) -> None:
     words.get_by_label("Settings to read").fill("what is this")
     words.get_by_role("button", name="Read into the form").click()
     page.get_by_text("no settings that are known here").first.wait_for()
+
+
+def test_the_loss_is_drawn_as_it_is_chosen(app: App, page: Any) -> None:
+    """The plot appears with the fold, follows the choices, and shows only their fields."""
+    tab(page, "Train")
+    page.get_by_text("Noise, loss and seed").click()
+    plot = page.locator("canvas.focus")
+    plot.wait_for()
+    assert "weight at most 1" in plot.get_attribute("aria-label")
+    gamma = page.locator("[id='loss.p2_gamma']")
+    assert not gamma.is_visible()
+    page.locator("[id='loss.weighting'] input").click()
+    page.get_by_role("option", name="P2", exact=True).click()
+    gamma.wait_for()
+    fill(page, "loss.timestep_min", "500")
+    page.wait_for_function(
+        "document.querySelector('canvas.focus').ariaLabel.includes('at most 2 times')")
+    assert "weight at most 0.25" in plot.get_attribute("aria-label")  # of velocity: snr / (1 + snr)^2
+    plot.focus()
+    plot.press("ArrowRight")
+    page.get_by_text("Timesteps 0 to 9", exact=True).wait_for()
+    settled(app, "weighting", '"p2"')
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    tab(page, "Train")
+    page.get_by_text("Noise, loss and seed").click()
+    gamma.wait_for()
+    page.locator("canvas.focus[aria-label*='at most 2 times']").wait_for()
