@@ -36,14 +36,14 @@ def connect(page: Page) -> None:
     form, workspace = page.form, page.workspace
     toggled = list(focus.used(form.start.loss))
 
-    def fields(values: dict[Any, Any]) -> list[Any]:
+    def loss_fields(values: dict[Any, Any]) -> list[Any]:
         try:
             run = form.read(values)
         except LycorisError:
             return [gr.skip()] * len(toggled)
         return [gr.update(visible=visible) for visible in focus.used(run.loss).values()]
 
-    def plot(values: dict[Any, Any]) -> dict[str, Any]:
+    def loss_plot(values: dict[Any, Any]) -> dict[str, Any]:
         try:
             run = form.read(values)
             return asdict(focus.of(run.loss, workspace.family(run)))
@@ -56,7 +56,7 @@ def connect(page: Page) -> None:
              if path.startswith(("loss.", "model."))]
     quiet = {"inputs": form.inputs, "trigger_mode": "always_last", "show_progress": "hidden",
              "api_visibility": "private"}
-    gr.on([widget.change for widget in choices], fields,
+    gr.on([widget.change for widget in choices], loss_fields,
           outputs=[form.widgets[path] for path in toggled], **quiet)
-    gr.on([page["loss fold"].expand, *(widget.change for widget in drawn)], plot,
+    gr.on([page["loss fold"].expand, *(widget.change for widget in drawn)], loss_plot,
           outputs=page["focus"], **quiet)

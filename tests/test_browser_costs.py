@@ -130,7 +130,8 @@ def test_the_loss_is_drawn_as_it_is_chosen(app: App, page: Any) -> None:
     fill(page, "loss.timestep_min", "500")
     page.wait_for_function(
         "document.querySelector('canvas.focus').ariaLabel.includes('at most 2 times')")
-    assert "weight at most 0.25" in plot.get_attribute("aria-label")  # of velocity: snr / (1 + snr)^2
+    # Of velocity: snr / (1 + snr)^2.
+    assert "weight at most 0.25" in plot.get_attribute("aria-label")
     plot.focus()
     plot.press("ArrowRight")
     page.get_by_text("Timesteps 0 to 9", exact=True).wait_for()

@@ -135,11 +135,11 @@ def test_the_loss_is_shown_as_it_is_chosen(workspace: Workspace) -> None:
         return handlers[name].fn(given)
 
     seen = {widget.elem_id: update["visible"] for widget, update in zip(
-        handlers["fields"].outputs, answer("fields"), strict=True)}
+        handlers["loss_fields"].outputs, answer("loss_fields"), strict=True)}
     assert seen["loss.p2_gamma"] and seen["loss.p2_k"] and not seen["loss.snr_gamma"]
-    drawn = answer("plot")
+    drawn = answer("loss_plot")
     assert len(drawn["often"]) == len(drawn["weight"]) and drawn["weight"][0] < drawn["weight"][50]
-    assert "choose at most" in answer("plot", "loss.timestep_min=5000")["problems"][0]
+    assert "choose at most" in answer("loss_plot", "loss.timestep_min=5000")["problems"][0]
 
 
 def test_settings_survive_a_restart(workspace: Workspace, settings: Callable[..., Config]) -> None:
