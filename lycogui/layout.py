@@ -102,7 +102,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     "train memory": (
         Place("train.accumulate", "number"), Place("train.split", "number"),
         Place("train.gradient_checkpointing"), Place("train.retry_smaller"),
-        Place("train.compile"),
+        Place("train.compile"), Place("train.offload"),
         Place("train.precision"), Place("train.device"),
     ),
     "train output": (

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 RESUMABLE = ("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.device",
              "train.precision", "train.gradient_checkpointing", "train.compile", "train.split",
-             "train.retry_smaller", "model.dtype", "optimizer.lr", "output.dtype", "sample.")
+             "train.retry_smaller", "train.offload", "model.dtype", "optimizer.lr",
+             "output.dtype", "sample.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

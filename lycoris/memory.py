@@ -139,7 +139,9 @@ def _phases(plan: Plan, device: str, table: Table | None, frugal: bool) -> list[
     base = [*fixed, *weights, *cache]
     gradients = sum(4 * a.parameters() for a in plan.assignments)
     update = _update_bytes(plan, device)
-    phases = [Phase(UPDATING, (*base, *adapter, state,
+    away = {f"{part.replace('_', ' ')} weights" for part in resting(plan, device)}
+    at_work = [item for item in base if item.name not in away]
+    phases = [Phase(UPDATING, (*at_work, *adapter, state,
                                        Item("gradients", "gradients", gradients),
                                        Item("temporary", "the optimiser's step", update)))]
     if table is None:
@@ -147,7 +149,7 @@ def _phases(plan: Plan, device: str, table: Table | None, frugal: bool) -> list[
     training = [*_training(plan, device, table)]
     if device == "cpu":
         training.append(Item("fixed", "the allocator's spare", _spare(plan, table)))
-    phases.append(Phase(TRAINING, (*base, *adapter, state, *training)))
+    phases.append(Phase(TRAINING, (*at_work, *adapter, state, *training)))
     encoder = table.parts["vae"]
     width, height = largest(plan)
     group = 1 if frugal else max(1, min(GROUP, GROUP_PIXELS // (width * height), _fullest(plan)))
@@ -158,6 +160,17 @@ def _phases(plan: Plan, device: str, table: Table | None, frugal: bool) -> list[
         phases.append(Phase(PAINTING, (*base, *adapter, *aside, state, Item(
             "temporary", "painting a sample", _painting(plan, device, table)))))
     return phases
+
+
+def resting(plan: Plan, device: str) -> tuple[str, ...]:
+    """The parts of the base that are not on the device while it trains. Where one text encoder
+    learns, both read each caption anew; packed ones stay."""
+    if not plan.config.train.offload or device == "cpu":
+        return ()
+    texts = tuple(part for part in plan.family.prefixes if part.startswith("text_encoder"))
+    stay = (plan.config.model.dtype in quantised.KINDS
+            or any(a.layer.part in texts for a in plan.assignments))
+    return ("vae",) if stay else ("vae", *texts)
 
 
 def largest(plan: Plan) -> tuple[int, int]:

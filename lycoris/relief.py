@@ -79,6 +79,12 @@ def _checkpointing(plan: Plan, device: str) -> Change:
             "Gradient checkpointing: the same result, slower.")
 
 
+def _offload(plan: Plan, device: str) -> Change:
+    if plan.config.train.offload or device == "cpu":
+        return None
+    return {"train.offload": True}, "The base's parts that no step needs off the GPU."
+
+
 def _half(plan: Plan, device: str) -> Change:
     run = plan.config
     if device == "cpu" or (base_dtype(run, device) != "fp32" and is_half(run, device)):
@@ -122,7 +128,7 @@ def _small_samples(plan: Plan, device: str) -> Change:
 
 
 CHANGES: tuple[Callable[[Plan, str], Change], ...] = (
-    _checkpointing, _half, _small_state, _small_batch, _no_text, _small_samples, _lower)
+    _offload, _checkpointing, _half, _small_state, _small_batch, _no_text, _small_samples, _lower)
 
 
 def after_failure(plan: Plan, doing: str, device: str = "cuda") -> list[str]:

@@ -31,7 +31,7 @@ from .feed import Batch, Feed
 from .keeping import Keeper
 from .learner import Learner
 from .lesson import Lesson
-from .memory import ENCODING, LOADING, PAINTING
+from .memory import ENCODING, LOADING, PAINTING, resting
 from .network import LycorisNetwork, Norms
 from .plan import Plan
 from .showing import Painter
@@ -115,6 +115,7 @@ class Session:
                              self.scaler, self.crew)
         self.painter = Painter(self.plan, self.where, emit, self.model, self.network)
         self.lesson = Lesson(run, self.model, self.network, self.precision, self._condition())
+        self._rest()
         self.progress = self.keeper.resume()
         emit(events.Resumed(self.progress.step))
 
@@ -271,7 +272,12 @@ class Session:
             if "stop" not in heard:
                 self.watch.took("sample", began, self.painter.painted)
             self.model.train_mode(checkpointing=self.plan.config.train.gradient_checkpointing)
+            self._rest()
         return self.crew.agreed(heard)
+
+    def _rest(self) -> None:
+        """What no step needs leaves the device, where that is wanted."""
+        self.model.rest(resting(self.plan, self.device.type))
 
     def save(self) -> None:
         self.doing, began = "saving", time.perf_counter()

@@ -204,6 +204,17 @@ class Model:
             part.to(device)
         self.device = device
 
+    def rest(self, names: Sequence[str]) -> None:
+        """These parts wait in the CPU's memory until they are asked for."""
+        for name in names:
+            self.parts[name].to("cpu")
+
+    def ready(self, *names: str) -> None:
+        """These parts are where the model is."""
+        for part in (self.parts[name] for name in names):
+            if next(part.parameters()).device.type != self.device.type:
+                part.to(self.device)
+
     def encode_image(self, pictures: Tensor) -> Tensor:
         raise NotImplementedError
 

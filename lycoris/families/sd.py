@@ -319,16 +319,19 @@ class StableDiffusionModel(Model):
     @torch.no_grad()
     def encode_image(self, pictures: Tensor) -> Tensor:
         """(b, 3, h, w) -> (b, c, h / f, w / f): the posterior's mean, so that it is repeatable."""
+        self.ready("vae")
         mean = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist.mean.float()
         shift = self.vae.config.shift_factor or 0.0
         return (mean - shift) * self.vae.config.scaling_factor
 
     def encode_text(self, captions: Sequence[str]) -> Condition:
         """{"hidden": (b, tokens, features)}, padded to the model's length as it was trained."""
+        self.ready(*self.texts)
         return self._encoded([prompts.literal(encoder, captions, self.reading.chunks)
                               for encoder in self.encoders])
 
     def encode_prompts(self, texts: Sequence[str]) -> Condition:
+        self.ready(*self.texts)
         return self._encoded(prompts.read(self.encoders, texts, self.reading.embeddings))
 
     def check_prompts(self, texts: Sequence[str]) -> None:
@@ -346,6 +349,7 @@ class StableDiffusionModel(Model):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
+        self.ready("vae")
         shift = self.vae.config.shift_factor or 0.0
         scaled = latents.float() / self.vae.config.scaling_factor + shift
         return self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0]

@@ -32,6 +32,10 @@ class TrainConfig:
     compile: Annotated[bool, Knob("Compile the base model's blocks: faster steps after a slow "
                                   "start, for long runs. Needs a C++ compiler; on a GPU Triton.",
                                   label="torch.compile")] = False
+    offload: Annotated[bool, Knob("On a GPU, keep what no step needs in the computer's own memory: "
+                                  "the autoencoder, and text encoders that do not learn. They come "
+                                  "back to paint samples. The same result.",
+                                  label="Unused parts off the GPU")] = False
     clip_norm: Annotated[float, Knob("Longest allowed gradient; 0 is off.", 0, 1000,
                                      label="Gradient clipping")] = 1.0
     max_norm: Annotated[float, Knob("Longest allowed change of a layer, its Frobenius norm; shrunk "
