@@ -131,12 +131,12 @@ class WorkerEnded(Exception):
 class Worker:
     """A contender's process; `ask` waits for its answer. Raises WorkerEnded."""
 
-    def __init__(self, kind: str, options: argparse.Namespace):
+    def __init__(self, kind: str, options: argparse.Namespace, script: str = "step_worker.py"):
         self.kind = kind
         source = {OURS: str(HERE.parent), **dict.fromkeys(PEERS, str(options.peers))}.get(kind, "")
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # who waits must not spin
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "step_worker.py")], env=environment, text=True,
+            [sys.executable, str(HERE / script)], env=environment, text=True,
             encoding="utf-8", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=None if options.verbose else subprocess.DEVNULL)
         self._send({"source": source, "device": options.device, "dtype": options.dtype,

@@ -205,13 +205,16 @@ def answer(setup: Settings, runs: dict[str, Run], command: Settings) -> Settings
     return {}
 
 
-def serve(commands: TextIO, answers: TextIO) -> None:
+Answer = Callable[[Settings, dict[str, Any], Settings], Settings]
+
+
+def serve(commands: TextIO, answers: TextIO, answer: Answer = answer) -> None:
     setup: Settings = json.loads(commands.readline())
     if setup["threads"]:
         torch.set_num_threads(setup["threads"])
     if setup["source"]:
         sys.path.insert(0, setup["source"])
-    runs: dict[str, Run] = {}
+    runs: dict[str, Any] = {}
     for line in commands:
         try:
             found = answer(setup, runs, json.loads(line))
