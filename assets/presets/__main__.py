@@ -1,9 +1,9 @@
 """python -m assets.presets: writes every preset of this folder from the table below.
 
-A preset is a partial run: dataset, network, loss, optimizer, train and sample, for one purpose, one
-kind of model and one size of card. It never names the base model, the pictures or the run. Every
-value stands here once, with where it comes from, in the most general group that it holds for; a
-later group overrides an earlier one.
+A preset is a partial run: model.dtype, dataset, network, loss, optimizer, train and sample, for one
+purpose, one kind of model and one size of card (GB as cards are sold: GiB). It never names the base
+model, the pictures or the run. Every value stands here once, with where it comes from, in the most
+general group that it holds for; a later group overrides an earlier one.
 
 The rule behind the numbers: one purpose on one model is the same run on every card. A step sees
 four pictures whatever the card; the card decides only in how many passes, whether activations are
@@ -22,7 +22,6 @@ from lycoris import durable
 from lycoris.config import LEAVES, toml_value
 
 HERE = Path(__file__).parent
-CARDS = (8, 12, 16, 24)  # GB as cards are sold: GiB
 FAMILIES = {"sd15": "SD 1.5", "sdxl": "SDXL"}
 GUIDELINE = "LyCORIS Guidelines"
 
@@ -49,6 +48,7 @@ PURPOSES = {
 }
 
 COMMON = (
+    Fact("model.dtype", "auto", "Half precision, as every preset of the field has it on a GPU."),
     Fact("dataset.bucket", True, "kohya's default: buckets, their sides multiples of 64."),
     Fact("dataset.bucket_step", 64),
     Fact("dataset.caption_dropout", 0.05, "kohya LoKr v1.x and AI_characters, ai-toolkit: 0.05."),
@@ -177,6 +177,10 @@ CARD = {
     ("sd15", 12): memory(4, False),
     ("sd15", 16): (*memory(4, False), Fact("dataset.resolution", 640, LARGER)),
     ("sd15", 24): (*memory(4, False), Fact("dataset.resolution", 768, LARGER)),
+    ("sdxl", 8): (*memory(2, True), Fact(
+        "model.dtype", "nf4", "In half precision SDXL's weights alone are 7 GB: its linear layers "
+                              "in 4 bits, as QLoRA has them (Dettmers et al. 2023, arXiv "
+                              "2305.14314). The adapter is not rounded.")),
     ("sdxl", 12): memory(2, True),
     ("sdxl", 16): memory(4, True),
     ("sdxl", 24): memory(1, False),
