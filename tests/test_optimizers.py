@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lycogui import pace
 from lycoris import events, memory, optimizers, plan, schedules
 from lycoris.errors import ConfigError, RunError
 from lycoris.learner import Average, Learner
@@ -129,6 +130,21 @@ def test_courses() -> None:
 def test_the_course_of_few_steps() -> None:
     assert [step for step, _ in schedules.curve(OptimizerConfig(warmup=0.5), 3)] == [1, 2, 3]
     assert len(schedules.curve(OptimizerConfig(warmup=0.9), 1)) == 1
+
+
+def test_the_plot_shows_the_rates_of_a_run(settings: Settings) -> None:
+    shown = pace.drawn(settings("optimizer.text_encoder_lr=1e-5", "optimizer.lr=1e-4",
+                                "optimizer.text_encoder_2_lr=1e-6"))
+    assert shown["lines"] == [("Learning rate", 1e-4), ("Text encoder", 1e-5),
+                              ("Second text encoder", 1e-6)]
+    assert shown["points"] == [(step + 1, schedules.multiplier(settings().optimizer, step, 6))
+                               for step in range(6)] and not shown["unit"]
+    found = pace.drawn(settings("optimizer.name=Prodigy", "optimizer.text_encoder_lr=1e-5"))
+    assert len(found["lines"]) == 1 and "Prodigy finds" in found["unit"]
+    assert len(pace.drawn(settings("optimizer.text_encoder_lr=1e-5",
+                                   "network.text_encoder=false"))["lines"]) == 1
+    assert [name for name, on in pace.used("wsd").items() if on] == [
+        "optimizer.floor", "optimizer.decay"]
 
 
 def test_the_average_follows_the_formula() -> None:
