@@ -72,7 +72,9 @@ def card(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
         "bytes": sizes.file_bytes_with_metadata, "memory": peak(workspace, made),
         "time": speed.expected(workspace, made), "disk": written(made),
         "steps": run.train.steps, "epochs": f"{made.epochs:.4g}",
-        "pictures": len(dataset.readable) if dataset else 0, "parts": f"{parts}.",
+        "pictures": len(dataset.learned) if dataset else 0,
+        "batches": made.batches_per_epoch, "smaller": made.smaller_batches,
+        "buckets": len(set(made.buckets)), "parts": f"{parts}.",
         "notes": [f"{w.text} {w.fix}".strip() for w in made.warnings],
         "view": asked.view, "data": VIEWS[asked.view](workspace, made, asked),
     }

@@ -37,6 +37,11 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
              Place("model.vae"), Place("model.tokenizer"), Place("model.prediction_type"),
              Place("model.zero_snr")),
     "folder": (Place("dataset.folder", info=False),),
+    "folder more": (
+        Place("dataset.repeats", "number"), Place("dataset.more", lines=3),
+        Place("dataset.masks"), Place("dataset.mask_folder"), Place("dataset.validation"),
+        Place("dataset.validation_folder"), Place("train.validate_every", "number"),
+    ),
     "algorithm kind": (Place("network.algo", "radio", info=False),),
     "algorithm": (
         Place("model.family", names={"auto": "the base model", "sd": "sd: SD 1.x or 2.x",
@@ -96,8 +101,15 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     ),
     "train pictures": (
         Place("dataset.resolution", "number"), Place("dataset.bucket_step", "number"),
-        Place("dataset.bucket"), Place("dataset.caption_dropout"),
-        Place("dataset.caption_chunks", "number"), Place("model.clip_skip", "number"),
+        Place("dataset.bucket"), Place("dataset.enlarge"), Place("dataset.flip"),
+        Place("dataset.random_crop"),
+    ),
+    "train captions": (
+        Place("dataset.caption_dropout"), Place("dataset.shuffle_tags"),
+        Place("dataset.keep_tags", "number"), Place("dataset.keep_separator"),
+        Place("dataset.tag_dropout"), Place("dataset.wildcards"), Place("dataset.caption_prefix"),
+        Place("dataset.caption_suffix"), Place("dataset.caption_chunks", "number"),
+        Place("model.clip_skip", "number"),
     ),
     "train memory": (
         Place("train.accumulate", "number"), Place("train.split", "number"),
@@ -107,6 +119,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     ),
     "train output": (
         Place("output.folder"), Place("train.keep_checkpoints", "number"),
+        Place("dataset.cache_limit", "number"), Place("dataset.cache_folder"),
         Place("output.trigger", info=False), Place("output.author", info=False),
         Place("output.license", info=False), Place("output.description", lines=2, info=False),
         Place("output.thumbnail"),

@@ -49,7 +49,7 @@ def gallery(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     family = _family(workspace)
     version = _digest(str(dataset.folder.resolve()), *(
         f"{p.name}{p.caption}{p.problem}{_modified(p.path)}" for p in dataset.pictures),
-        f"{run.dataset.resolution} {run.dataset.caption_chunks} {family and family.base}")
+        f"{run.dataset} {family and family.base}")
     found: dict[str, Any] = {"folder": str(dataset.folder), "version": version}
     if given.get("version") == version:
         return found
@@ -65,16 +65,40 @@ def gallery(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
         for picture in pictures:
             flags.setdefault(picture.name, []).append(kind)
     return {
-        **found, "limit": limit,
+        **found, "limit": limit, "others": _others(workspace),
         "captioned": sum(bool((p.caption or "").strip()) for p in dataset.pictures),
         "problems": {kind: [p.name for p in pictures] for kind, pictures in problems.items()},
         "items": [{
-            "name": p.name, "folder": str(dataset.folder), "caption": p.caption or "",
+            "name": p.name, "folder": str(p.path.parent), "caption": p.caption or "",
             "tokens": count, "size": p.size,
             "problem": p.problem or p.caption_problem, "flags": flags.get(p.name, []),
             "thumb": _picture_url(p, "thumb"), "large": _picture_url(p, "large"),
         } for p, count in zip(dataset.pictures, counts, strict=True)],
     }
+
+
+def _others(workspace: Workspace) -> str:
+    """ "12 more in dogs, 40 for regularisation in people; 3 are held out": what is not in the
+    gallery, as one line; empty where there is nothing."""
+    run = workspace.config
+    try:
+        found = workspace.pictures(run)
+    except LycorisError as error:
+        return str(error)
+    home = workspace.dataset(run).folders
+    said = [f"{len(pictures)} {_sort(pictures[0])} in {folder.name}"
+            for folder, pictures in found.folders.items() if folder not in home]
+    times = len(found.learned) and sum(p.repeats for p in found.learned)
+    if times != len(found.learned):
+        said.append(f"an epoch shows {times} pictures, repeats counted")
+    if found.held:
+        said.append(f"{len(found.held)} are held out for validation")
+    return "; ".join(said)
+
+
+def _sort(picture: Picture) -> str:
+    return ("for validation" if picture.held else
+            "for regularisation" if picture.prior else "more")
 
 
 def save_caption(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +137,8 @@ def follow(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
         "resumes": len(history.resumes), "resumed_at": [s for s in history.resumes if s],
         "points": [[s.step, s.loss, s.loss_avg, s.lr] for s in thinned(fresh, CURVE_POINTS)],
         "saves": [s.step for s in history.saves],
+        "validations": [[v.step, v.loss] for v in history.validations],
+        "by_timestep": history.validations[-1].timesteps if history.validations else {},
         "samples": [{"step": s.step, "index": s.index, "prompt": s.prompt, "seed": s.seed,
                      "base": s.contestant == BASE, "url": _painted_url(run, s.path)}
                     for s in history.samples],
@@ -222,7 +248,9 @@ def _run(workspace: Workspace, run: RunFolder) -> dict[str, Any]:
         "measured": asdict(history.measured) if history.measured else None,
         "norms": {"capped": last.capped, "mean": last.norm_mean, "most": last.norm_max}
         if last and last.norm_mean is not None else None,
-        "stage": asdict(history.stage) if history.stage else None,
+        "stage": {**asdict(history.stage), "name": history.stage.words} if history.stage else None,
+        "validation": history.validations[-1].loss if history.validations else None,
+        "cached": asdict(history.cached) if history.cached else None,
         "error": asdict(history.failed) if history.failed else None,
         "bytes": run.adapter_file.stat().st_size if run.adapter_file.is_file() else None,
         "folder": str(run.path),

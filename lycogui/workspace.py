@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 from lycogui import guard
 from lycogui.jobs import Jobs
 from lycoris import config, contestants, devices, durable, families, plan
-from lycoris.data import folder
+from lycoris.data import folder, gather
 from lycoris.data.folder import Dataset
-from lycoris.errors import LycorisError
+from lycoris.errors import DatasetError, LycorisError
 from lycoris.families import Family
 from lycoris.plan import Plan
 from lycoris.runs import RunFolder
@@ -130,13 +130,18 @@ class Workspace:
                             lambda: contestants.facts(adapter, family))
 
     def dataset(self, run: Config) -> Dataset:
+        """The main folder, whose captions are edited."""
         return self.open_folder(config.find(run.dataset.folder))
+
+    def pictures(self, run: Config) -> Dataset:
+        """Everything the run learns from: the main folder and the further ones."""
+        return gather.gather(run.dataset, self.open_folder)
 
     def open_folder(self, path: Path) -> Dataset:
         """A dataset folder, scanned again when anything in it has changed; from now on its pictures
         may be shown."""
         found = self._cached(("dataset", path), _folder_stamp(path), lambda: folder.scan(path))
-        self._roots.add(path.resolve())
+        self._roots |= {path.resolve(), *(inner.resolve() for inner in found.folders)}
         return found
 
     def may_show(self, path: Path) -> bool:
@@ -146,8 +151,8 @@ class Workspace:
     def plan(self, run: Config) -> Plan:
         """The plan for the size; a missing dataset leaves it without pictures."""
         try:
-            dataset = self.dataset(run)
-        except LycorisError:
+            dataset = self.pictures(run)
+        except DatasetError:
             dataset = None
         family = self.family(run)
         if family.known is not None and run.dataset.resolution < family.resolution / 2:
@@ -267,7 +272,10 @@ def _folder_stamp(path: Path) -> tuple[Any, ...]:
     """Names, sizes and times of a folder's files: cheap, and different after any change."""
     try:
         with os.scandir(path) as entries:
-            return tuple(sorted((e.name, s.st_mtime_ns, s.st_size)
-                                for e in entries if (s := e.stat())))
+            found = sorted((e.name, s.st_mtime_ns, s.st_size, e.is_dir())
+                           for e in entries if (s := e.stat()))
     except OSError:
         return ()
+    inner = [_folder_stamp(path / name) for name, _, _, is_folder in found
+             if is_folder and folder.REPEATED.fullmatch(name)]
+    return *found, *inner

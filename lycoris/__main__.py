@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 RESUMABLE = ("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.device",
              "train.precision", "train.gradient_checkpointing", "train.compile", "train.split",
-             "train.retry_smaller", "train.offload", "model.dtype", "optimizer.lr",
-             "output.dtype", "sample.")
+             "train.retry_smaller", "train.offload", "train.validate_every", "model.dtype",
+             "optimizer.lr", "output.dtype", "sample.", "dataset.cache_limit",
+             "dataset.cache_folder")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

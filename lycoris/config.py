@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "assets"
 BASE_SETTINGS = "lycogui.toml"
 # Names that mean something else beside the runs: a contestant, and folders of pictures.
-RESERVED_NAMES = ("base", "comparisons", "pictures", "tools", "adapters", "models",
+RESERVED_NAMES = ("base", "cache", "comparisons", "pictures", "tools", "adapters", "models",
                   "calibrations")
 PRESETS = Path("presets")  # the user's own choices of layers, in the working folder
 RUN_PRESETS = ASSETS / "presets"  # ours, of whole runs

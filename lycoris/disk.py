@@ -6,8 +6,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import checkpoint, optimizers, sampling
+from . import checkpoint, memory, optimizers, sampling
 from .algorithms import elements
+from .data import store
 from .errors import DiskError
 from .plan import Plan
 
@@ -43,7 +44,7 @@ class Disk:
 
 def predict(plan: Plan, step: int = 0) -> Disk:
     """What the run writes from `step` on, with `keep_checkpoints` of them and one more while it is
-    being written. Latents and captions are kept in memory and take none."""
+    being written; and what the cache gains at most (within its limit)."""
     run = plan.config
     left = max(0, run.train.steps - step)
     adapter = plan.sizes.file_bytes_with_metadata
@@ -61,7 +62,18 @@ def predict(plan: Plan, step: int = 0) -> Disk:
         Item(f"{states} states to resume from", states * state_bytes(plan)),
         Item("the adapter", adapter),
         Item(f"{times * len(painted)} sample pictures", round(times * area * PNG)),
-        Item("events", left * EVENT)), _free(Path(run.output.folder).expanduser()))
+        Item("events", left * EVENT), Item("the cache", cache_bytes(plan))),
+        _free(Path(run.output.folder).expanduser()))
+
+
+def cache_bytes(plan: Plan) -> int:
+    """What is kept of the pictures for later runs, where nothing is there yet."""
+    settings = plan.config.dataset
+    numbers = memory.LATENT_CHANNELS + settings.masks
+    latents = 4 * numbers * (1 + settings.flip) * sum(
+        memory.positions(plan, size) for size in memory.encoded_sizes(plan))
+    count = len(plan.buckets) * (1 + settings.flip)
+    return min(round(settings.cache_limit * store.GIB), latents + 2 * HEADER * count)
 
 
 def state_bytes(plan: Plan) -> int:

@@ -23,8 +23,12 @@ from .errors import DiskError
 PAUSES = (0.02, 0.1, 0.5, 1.0) if os.name == "nt" else ()
 
 
-def write_bytes(path: Path | str, chunks: bytes | Iterable[bytes | memoryview]) -> Path:
-    """Replace the file at `path` atomically; `chunks` may stream. Raises DiskError."""
+def write_bytes(path: Path | str, chunks: bytes | Iterable[bytes | memoryview], *,
+                sync: bool = True) -> Path:
+    """Replace the file at `path` atomically; `chunks` may stream. Raises DiskError.
+
+    Without `sync` a power cut may leave it damaged: for what is checked and can be made again.
+    """
     target = Path(path)
     if target.is_symlink():
         target = target.resolve()  # write through the link, never replace it
@@ -37,12 +41,14 @@ def write_bytes(path: Path | str, chunks: bytes | Iterable[bytes | memoryview]) 
         with temporary.open("xb") as file:
             for chunk in chunks:
                 file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         if target.exists():
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         _patiently(lambda: temporary.replace(target))
-        sync_folder(target.parent)
+        if sync:
+            sync_folder(target.parent)
     except OSError as error:
         raise disk_error(error, target) from error
     finally:

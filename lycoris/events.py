@@ -36,11 +36,26 @@ class Resumed(Event):
 
 @dataclass(frozen=True)
 class Stage(Event):
-    """Long work before or between steps; total 0 means unknown."""
+    """Long work before or between steps; total 0 means unknown. So many of what is done were
+    `taken` from the cache."""
 
     name: str
     done: int
     total: int
+    taken: int = 0
+
+    @property
+    def words(self) -> str:
+        return f"{self.name}, {self.taken} from the cache" if self.taken else self.name
+
+
+@dataclass(frozen=True)
+class Cached(Event):
+    """What the cache on disk holds now, of this run and of others."""
+
+    folder: str
+    files: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,15 @@ class Step(Event):
     capped: int = 0  # layers that max_norm shrank; norms of all layers' scaled dW after it
     norm_mean: float | None = None
     norm_max: float | None = None
+
+
+@dataclass(frozen=True)
+class Validated(Event):
+    """The mean loss on the pictures that are held out, and at each timestep."""
+
+    step: int
+    loss: float
+    timesteps: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -125,7 +149,8 @@ class Finished(Event):
 
 
 KINDS = {kind.__name__.lower(): kind
-         for kind in (Started, Resumed, Stage, Step, Sampled, Saved, Paused, Continued,
+         for kind in (Started, Resumed, Stage, Cached, Step, Validated, Sampled, Saved, Paused,
+                      Continued,
                       Measured, Warned, Failed, Finished)}
 
 

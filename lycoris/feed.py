@@ -6,14 +6,16 @@ resume and for every adapter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from . import streams
-from .data import cache, captions, folder
+from .data import buckets, cache, folder, wording
+from .data.cache import Encoded, Wanted
+from .data.folder import Picture
 from .data.loader import Batches
 from .families import Model
 from .plan import Plan
@@ -49,36 +51,79 @@ class Batch:
             if not isinstance(value := getattr(self, each.name), (int, type(None)))}), share
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A picture as a batch shows it: latents (c, h, w), mask (1, h, w) where there is one."""
+
+    latents: Tensor
+    mask: Tensor | None
+    cut: folder.Cut
+
+
 class Feed:
     """The endless sequence of batches of a plan; `step` and `micro` count from 0."""
 
-    def __init__(self, plan: Plan, model: Model, report: Callable[[int, int], None]):
-        """Encodes every picture; `report(done, total)` hears how far it is."""
+    def __init__(self, plan: Plan, model: Model, report: Callable[[int, int, int], None],
+                 kept: cache.Store = cache.NOWHERE):
+        """Encodes every picture, but for those that are `kept`; `report(done, total, taken from
+        there)` hears how far it is."""
         self.settings = plan.config
-        pictures = plan.dataset.readable if plan.dataset else ()
-        self.latents = cache.encode(model, [p.path for p in pictures], plan.buckets, report)
-        self.captions = [captions.as_prompt(p.caption or "") for p in pictures]
-        self.names = [p.name for p in pictures]
-        self.cuts = [folder.cut(p.size, bucket)
-                     for p, bucket in zip(pictures, plan.buckets, strict=True) if p.size]
+        run = self.settings.dataset
+        self.pictures: Sequence[Picture] = plan.dataset.learned if plan.dataset else ()
+        self.held: Sequence[Picture] = plan.dataset.held if plan.dataset else ()
+        self.scale = model.latent_scale
+        self.buckets, self.held_buckets = plan.buckets, plan.held_buckets
+        sizes = [buckets.cover(p.size, bucket, self.scale) if run.random_crop and p.size else bucket
+                 for p, bucket in zip(self.pictures, plan.buckets, strict=True)]
+        upright = [Wanted(p.path, size, False, run.masks, p.mask)
+                   for p, size in zip((*self.pictures, *self.held),
+                                      (*sizes, *plan.held_buckets), strict=True)]
+        mirrored = [Wanted(one.path, one.size, True, one.masked, one.mask)
+                    for one in upright[:len(self.pictures)] if run.flip]
+        found = cache.encode(model, [*upright, *mirrored], report, kept)
+        count, both = len(self.pictures), len(upright)
+        self.latents = found[:count]
+        self.held_latents, self.mirrored = found[count:both], found[both:]
+        self.captions = [p.words for p in self.pictures]
+        self.names = [p.name for p in self.pictures]
         train = self.settings.train
-        self.batches = Batches(plan.buckets, train.batch_size, train.seed)
+        self.batches = Batches(plan.buckets, train.batch_size, train.seed,
+                               [p.repeats for p in self.pictures])
 
     @property
-    def texts(self) -> list[str]:
-        """Every text that a batch can hold, each once."""
-        return list(dict.fromkeys(["", *self.captions]))
+    def texts(self) -> list[str] | None:
+        """Every text that a batch can hold, each once; None where they vary from step to step."""
+        run = self.settings.dataset
+        if wording.varies(run):
+            return None
+        return list(dict.fromkeys(["", *(wording.plain(text, run) for text in (
+            *self.captions, *(p.words for p in self.held)))]))
 
     def batch(self, step: int, micro: int) -> Batch:
+        run, seed = self.settings, self.settings.train.seed
         members = self.members(step, micro)
-        first = micro * self.settings.train.batch_size
+        first = micro * run.train.batch_size
         places = [first + i for i in range(len(members))]
-        return Batch(step, tuple(members), tuple(places),
-                     torch.stack([self.latents[i] for i in members]),
-                     tuple(self._caption(i, step, place)
-                           for i, place in zip(members, places, strict=True)),
-                     None, (1.0,) * len(members), (False,) * len(members),
-                     tuple(self.cuts[i] for i in members))
+        drawn = list(zip(members, places, strict=True))
+        return _batch(step, members, places,
+                      [self._shown(member, step, place) for member, place in drawn],
+                      [wording.drawn(self.captions[member], run.dataset, seed, step, place)
+                       for member, place in drawn],
+                      [self.pictures[member] for member in members])
+
+    def held_out(self) -> Iterator[Batch]:
+        """The pictures that are held out, each once, with nothing left to chance."""
+        size = self.settings.train.batch_size
+        for bucket in sorted(set(self.held_buckets)):
+            own = [i for i, other in enumerate(self.held_buckets) if other == bucket]
+            for start in range(0, len(own), size):
+                members = own[start:start + size]
+                pictures = [self.held[i] for i in members]
+                shown = [Shown(self.held_latents[i].latents, self.held_latents[i].mask,
+                               folder.cut(self.held[i].size or bucket, bucket)) for i in members]
+                yield _batch(0, members, range(len(members)), shown,
+                             [wording.plain(p.words, self.settings.dataset) for p in pictures],
+                             pictures)
 
     def members(self, step: int, micro: int) -> list[int]:
         return self.batches.at(step * self.settings.train.accumulate + micro)
@@ -89,11 +134,33 @@ class Feed:
                 for i in self.members(step, micro)]
 
     def epoch(self, steps: int) -> float:
-        """How often each picture has been seen after so many steps."""
+        """How often all has been seen after so many steps."""
         return steps * self.settings.train.accumulate / self.batches.per_epoch
 
-    def _caption(self, index: int, step: int, place: int) -> str:
-        run = self.settings
-        dropped = (streams.uniform(run.train.seed, "caption", step, place)
-                   < run.dataset.caption_dropout)
-        return "" if dropped else self.captions[index]
+    def _shown(self, member: int, step: int, place: int) -> Shown:
+        """One picture as it is mirrored and cropped at this place of this step."""
+        run, seed = self.settings.dataset, self.settings.train.seed
+        turned = run.flip and streams.uniform(seed, "flip", step, place) < 0.5
+        one: Encoded = (self.mirrored if turned else self.latents)[member]
+        bucket = self.buckets[member]
+        cut = folder.cut(self.pictures[member].size or bucket, bucket)
+        if run.random_crop:
+            width, height = (side // self.scale for side in bucket)
+            free = one.latents.shape[-2] - height, one.latents.shape[-1] - width
+            top, left = (streams.number(seed, "crop", step, place, way) % (most + 1)
+                         for way, most in zip(("top", "left"), free, strict=True))
+            window = (slice(None), slice(top, top + height), slice(left, left + width))
+            one = Encoded(one.latents[window], None if one.mask is None else one.mask[window])
+            if turned:  # where its left edge is in the picture as it was
+                left = free[1] - left
+            cut = cut._replace(top=top * self.scale, left=left * self.scale)
+        return Shown(one.latents, one.mask, cut)
+
+
+def _batch(step: int, members: Sequence[int], places: Sequence[int], shown: Sequence[Shown],
+           texts: Sequence[str], pictures: Sequence[Picture]) -> Batch:
+    masks = [one.mask for one in shown if one.mask is not None]
+    return Batch(step, tuple(members), tuple(places), torch.stack([one.latents for one in shown]),
+                 tuple(texts), torch.stack(masks) if masks else None,
+                 tuple(p.weight for p in pictures), tuple(p.prior for p in pictures),
+                 tuple(one.cut for one in shown))

@@ -97,7 +97,7 @@ class Keeper:
     def _save_adapter(self, path: Path, progress: Progress) -> Path:
         run, plan = self.plan.config, self.plan
         dtype = tensorfile.DTYPES[run.output.dtype]
-        facts = replace(facts_of(run, plan.buckets), step=progress.step,
+        facts = replace(facts_of(run, plan.presented), step=progress.step,
                         loss=progress.loss_avg, started=progress.started,
                         finished=time.time(), session=progress.session,
                         thumbnail=self._thumbnail())

@@ -17,6 +17,7 @@ from typing import Any
 from . import footprint, holding, optimizers, quantised, sampling
 from .algorithms import Shape, elements
 from .assignments import Assignment
+from .data import buckets
 from .data.cache import GROUP, GROUP_PIXELS
 from .footprint import Table, at
 from .plan import Plan
@@ -181,13 +182,22 @@ def largest(plan: Plan) -> tuple[int, int]:
     return max(plan.buckets, key=lambda size: size[0] * size[1], default=(side, side))
 
 
+def encoded_sizes(plan: Plan) -> list[tuple[int, int]]:
+    """(width, height) at which each picture is encoded: its bucket's, or what random crops are cut
+    out of."""
+    if not plan.config.dataset.random_crop or plan.dataset is None:
+        return list(plan.buckets)
+    return [buckets.cover(p.size, bucket, plan.family.latent_scale)
+            for p, bucket in zip(plan.dataset.learned, plan.buckets, strict=True) if p.size]
+
+
 def positions(plan: Plan, size: tuple[int, int]) -> int:
     """Of the latents of one picture."""
     return (size[0] // plan.family.latent_scale) * (size[1] // plan.family.latent_scale)
 
 
 def _fullest(plan: Plan) -> int:
-    return max(Counter(plan.buckets).values(), default=GROUP)
+    return max(Counter(plan.presented).values(), default=GROUP)
 
 
 def batch(plan: Plan) -> int:
@@ -277,10 +287,14 @@ def _cache(plan: Plan, device: str, table: Table | None) -> Iterator[Item]:
     if device == "cuda" or plan.dataset is None:
         return
     pictures = plan.dataset.readable
-    latents = sum(positions(plan, size) for size in plan.buckets) * 4 * LATENT_CHANNELS
+    settings = plan.config.dataset
+    numbers = LATENT_CHANNELS + settings.masks  # of a position, in fp32
+    latents = 4 * numbers * (1 + settings.flip) * sum(
+        positions(plan, size) for size in encoded_sizes(plan))
+    latents += 4 * LATENT_CHANNELS * sum(positions(plan, size) for size in plan.held_buckets)
     yield Item("cache", "latents of all pictures", latents)
     if table is not None and not _learning_text(plan, table):
-        texts = len({"", *(p.caption or "" for p in pictures)})
+        texts = len({"", *(p.words for p in pictures)})
         tokens = (plan.family.max_tokens + 2) * plan.config.dataset.caption_chunks
         yield Item("cache", "what the captions became", round(
             texts * tokens * _text_width(plan) * WIDTHS[base_dtype(plan.config, device)]))

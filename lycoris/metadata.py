@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from torch import Tensor
 
 from . import __version__, config, kohya_loss, tensorfile
-from .data.folder import Dataset
+from .data.folder import Dataset, tags_of
 from .errors import ConfigError
 from .families import Family
 from .settings import Config
@@ -66,7 +66,7 @@ def describe(run: Config, family: Family, dataset: Dataset | None, facts: Facts)
         "ss_optimizer": optimizer.name,
         "ss_lr_scheduler": optimizer.schedule,
         "ss_lr_warmup_steps": str(round(optimizer.warmup * train.steps)),
-        "ss_num_train_images": str(len(dataset.readable) if dataset else 0),
+        "ss_num_train_images": str(sum(facts.buckets.values())),
         "ss_num_batches_per_epoch": str(facts.batches_per_epoch),
         "ss_num_epochs": str(epochs),
         "ss_batch_size_per_device": str(train.batch_size),
@@ -90,7 +90,7 @@ def describe(run: Config, family: Family, dataset: Dataset | None, facts: Facts)
         "lycogui_version": __version__,
         "lycogui_summary": json.dumps({
             "steps": facts.step, "epochs": epochs,
-            "pictures": len(dataset.readable) if dataset else 0,
+            "pictures": len(dataset.learned) if dataset else 0,
             "loss": f"{min(facts.loss, 99.0):09.6f}"}),
         CONFIG_KEY: json.dumps({path: value for path, value in config.to_dict(run).items()
                                 if path != "output.folder"},  # where on this machine: no one's
@@ -185,5 +185,9 @@ def _tag_frequency(dataset: Dataset | None) -> str:
     frequent."""
     if dataset is None:
         return "{}"
-    common = sorted(dataset.tags.items(), key=lambda item: (-item[1], item[0]))[:MAX_TAGS]
-    return json.dumps({dataset.folder.name: dict(common)}, ensure_ascii=False)
+    found = {}
+    for path, pictures in (dataset.folders or {dataset.folder: ()}).items():
+        counted = tags_of([picture for picture in pictures if picture.size])
+        found[path.name] = dict(sorted(counted.items(),
+                                       key=lambda item: (-item[1], item[0]))[:MAX_TAGS])
+    return json.dumps(found, ensure_ascii=False)

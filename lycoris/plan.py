@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ from . import (
 )
 from .assignments import Assignment, assign_family
 from .data import buckets as bucketing
-from .data import folder
-from .data.folder import Dataset
+from .data import folder, gather, loader
+from .data.folder import Dataset, Picture
 from .data.loader import batches_per_epoch
 from .errors import ConfigError, LycorisError
 from .events import Warned
@@ -48,7 +49,8 @@ from .sizes import Sizes
 
 @dataclass(frozen=True)
 class Plan:
-    """One run, decided. `dataset` and `buckets` belong together: one bucket a readable picture."""
+    """One run, decided. `dataset` and `buckets` belong together: one bucket for each picture that
+    is learned from, and one in `held_buckets` for each that is held out."""
 
     config: Config
     family: Family
@@ -57,10 +59,23 @@ class Plan:
     buckets: tuple[tuple[int, int], ...]
     sizes: Sizes
     warnings: tuple[Warned, ...]
+    held_buckets: tuple[tuple[int, int], ...] = ()
+
+    @cached_property
+    def presented(self) -> tuple[tuple[int, int], ...]:
+        """The bucket of every picture as often as it comes in an epoch."""
+        repeats = [p.repeats for p in self.dataset.learned] if self.dataset else []
+        return loader.presented(self.buckets, repeats)
 
     @property
     def batches_per_epoch(self) -> int:
-        return batches_per_epoch(self.buckets, self.config.train.batch_size)
+        return batches_per_epoch(self.presented, self.config.train.batch_size)
+
+    @property
+    def smaller_batches(self) -> int:
+        """How many batches of an epoch are not full: the rest of each bucket."""
+        size = self.config.train.batch_size
+        return sum(bool(count % size) for count in Counter(self.presented).values())
 
     @property
     def epochs(self) -> float:
@@ -81,12 +96,25 @@ class Plan:
             "algo": self.config.network.algo, "family": self.family.name,
             **self.sizes.summary(),
             "training_bytes": self.training_bytes,
-            "pictures": len(self.dataset.readable) if self.dataset else 0,
-            "buckets": {f"{w}x{h}": n for (w, h), n in sorted(Counter(self.buckets).items())},
+            "pictures": len(self.buckets), **self._parts(),
+            "buckets": {f"{w}x{h}": n for (w, h), n in sorted(Counter(self.presented).items())},
             "steps": self.config.train.steps, "batches_per_epoch": self.batches_per_epoch,
+            "smaller_batches": self.smaller_batches,
             "epochs": round(self.epochs, 3),
             "warnings": [asdict(warning) for warning in self.warnings],
         }
+
+
+    def _parts(self) -> dict[str, Any]:
+        """How many pictures there are of each sort, where there are any."""
+        if self.dataset is None:
+            return {}
+        learned = self.dataset.learned
+        found = {"presented": len(self.presented) if len(self.presented) != len(learned) else 0,
+                 "regularisation": sum(p.prior for p in learned),
+                 "masked": sum(p.mask is not None for p in learned),
+                 "held_out": len(self.held_buckets)}
+        return {name: count for name, count in found.items() if count}
 
 
 def make(run: Config, *, family: Family | None = None, dataset: Dataset | None = None,
@@ -103,7 +131,7 @@ def make(run: Config, *, family: Family | None = None, dataset: Dataset | None =
         family = open_chosen(run.model)
     if dataset is None:
         try:
-            dataset = folder.scan(config.find(run.dataset.folder))
+            dataset = gather.gather(run.dataset)
         except LycorisError:
             if need_dataset:
                 raise
@@ -112,9 +140,11 @@ def make(run: Config, *, family: Family | None = None, dataset: Dataset | None =
         folder.require_trainable(dataset)
     check_base(run, family)
     assignments = tuple(assign_family(family, run.network))
-    chosen = _buckets(run, dataset)
-    draft = Plan(run, family, assignments, dataset, chosen, _measured(run, family, assignments,
-                                                                     dataset, chosen), ())
+    learned, held = (dataset.learned, dataset.held) if dataset else ((), ())
+    chosen = buckets_of(run, learned)
+    shown = loader.presented(chosen, [p.repeats for p in learned])
+    draft = Plan(run, family, assignments, dataset, chosen,
+                 _measured(run, family, assignments, dataset, shown), (), buckets_of(run, held))
     return replace(draft, warnings=tuple(_warnings(draft)))
 
 
@@ -165,7 +195,7 @@ def sizes_with(made: Plan, network: NetworkConfig) -> Sizes:
     impossible."""
     run = replace(made.config, network=network)
     return _measured(run, made.family, assign_family(made.family, network), made.dataset,
-                     made.buckets)
+                     made.presented)
 
 
 def facts_of(run: Config, buckets: Sequence[tuple[int, int]], **known: Any) -> metadata.Facts:
@@ -273,13 +303,12 @@ def check_base(run: Config, family: Family) -> None:
         raise ConfigError(problems)
 
 
-def _buckets(run: Config, dataset: Dataset | None) -> tuple[tuple[int, int], ...]:
-    if dataset is None:
-        return ()
+def buckets_of(run: Config, pictures: Sequence[Picture]) -> tuple[tuple[int, int], ...]:
+    """One bucket a picture."""
     settings = run.dataset
     return tuple(bucketing.choose(p.size, settings.resolution, settings.bucket_step,
-                                  settings.bucket)
-                 for p in dataset.readable if p.size)
+                                  settings.bucket, settings.enlarge)
+                 for p in pictures if p.size)
 
 
 def _warnings(plan: Plan) -> list[Warned]:
@@ -291,11 +320,12 @@ def _warnings(plan: Plan) -> list[Warned]:
         if bare := problems.get("no caption"):
             found.append(Warned(f"{len(bare)} of {len(plan.dataset)} pictures have no caption.",
                                 "They are trained with an empty one; write it on the Dataset tab."))
-        if tiny := problems.get(f"smaller than {run.dataset.resolution} px"):
+        tiny = problems.get(f"smaller than {run.dataset.resolution} px")
+        if tiny and run.dataset.enlarge:
             found.append(Warned(
                 f"{len(tiny)} pictures are smaller than {run.dataset.resolution} px and are "
                 "enlarged.", "Use larger ones, or lower dataset.resolution."))
-        fullest = max(Counter(plan.buckets).values(), default=0)
+        fullest = max(Counter(plan.presented).values(), default=0)
         if train.batch_size > fullest > 0:
             found.append(Warned(
                 f"The batch size is {train.batch_size}, but no bucket holds more than {fullest} "

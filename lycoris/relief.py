@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import knobs, optimizers, promptfile
-from .data import buckets as bucketing
 from .memory import ENCODING, LOADING, MIB, PAINTING, TRAINING, base_dtype, is_half, predict
-from .plan import Plan
+from .plan import Plan, buckets_of
 from .settings import Config
 
 LEAST = 0.005  # a setting that saves a smaller share of the peak is not worth naming
@@ -62,10 +61,7 @@ def changed_plan(plan: Plan, values: Mapping[str, Any]) -> Plan:
     if "network.text_encoder" in values and not run.network.text_encoder:
         assignments = tuple(a for a in assignments if not a.layer.part.startswith("text_encoder"))
     if "dataset.resolution" in values and plan.dataset is not None:
-        settings = run.dataset
-        sizes = tuple(bucketing.choose(p.size, settings.resolution, settings.bucket_step,
-                                       settings.bucket)
-                      for p in plan.dataset.readable if p.size)
+        sizes = buckets_of(run, plan.dataset.learned)
     return replace(plan, config=run, assignments=assignments, buckets=sizes)
 
 

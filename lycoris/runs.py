@@ -81,6 +81,8 @@ class History:
     stage: events.Stage | None = None
     steps: list[events.Step] = field(default_factory=list)
     resumes: list[int] = field(default_factory=list)
+    validations: list[events.Validated] = field(default_factory=list)
+    cached: events.Cached | None = None
     samples: list[events.Sampled] = field(default_factory=list)
     saves: list[events.Saved] = field(default_factory=list)
     measured: events.Measured | None = None
@@ -99,6 +101,7 @@ class History:
             case events.Resumed():
                 self.resumes.append(event.step)
                 self.steps = [s for s in self.steps if s.step <= event.step]
+                self.validations = [v for v in self.validations if v.step <= event.step]
                 self.samples = [s for s in self.samples if s.step <= event.step]
                 self.saves = [s for s in self.saves if s.step <= event.step]
             case events.Stage():
@@ -106,6 +109,11 @@ class History:
             case events.Step():
                 self.stage = None
                 self.steps.append(event)
+            case events.Validated():  # once more after a resume at the same step: the later one
+                self.validations = [v for v in self.validations if v.step != event.step]
+                self.validations.append(event)
+            case events.Cached():
+                self.cached = event
             case events.Sampled():  # painted again after a resume at the same step: the later one
                 place = (event.step, event.index, event.contestant)
                 self.samples = [s for s in self.samples

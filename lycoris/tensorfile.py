@@ -110,13 +110,13 @@ def entries_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, tupl
 
 
 def write(path: Path | str, tensors: Mapping[str, torch.Tensor],
-          metadata: Mapping[str, str]) -> Path:
-    """Write durably; one tensor at a time is copied to the CPU."""
-    return stream(path, entries_of(tensors), tensors.__getitem__, metadata)
+          metadata: Mapping[str, str], *, sync: bool = True) -> Path:
+    """Write durably (`sync`: as durable.write_bytes); one tensor at a time is copied to the CPU."""
+    return stream(path, entries_of(tensors), tensors.__getitem__, metadata, sync=sync)
 
 
 def stream(path: Path | str, entries: Entries, make: Callable[[str], torch.Tensor],
-           metadata: Mapping[str, str]) -> Path:
+           metadata: Mapping[str, str], *, sync: bool = True) -> Path:
     """Write durably what `entries` announce; `make(name)` is asked for one tensor after another."""
     start, order = header(entries, metadata)
 
@@ -127,7 +127,7 @@ def stream(path: Path | str, entries: Entries, make: Callable[[str], torch.Tenso
             assert (NAMES[tensor.dtype], tuple(tensor.shape)) == entries[name], name
             yield raw_bytes(tensor)
 
-    return durable.write_bytes(path, chunks())
+    return durable.write_bytes(path, chunks(), sync=sync)
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:

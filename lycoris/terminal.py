@@ -53,6 +53,13 @@ class Terminal:
         match event:
             case events.Stage():
                 self._advance(event.name, event.done, event.total)
+                if self._bar is not None and event.taken:
+                    self._bar.set_postfix_str(f"{event.taken} from the cache")
+            case events.Cached():
+                self.say(f"The cache in {event.folder} holds {mebibytes(event.bytes)} in "
+                         f"{event.files} files.")
+            case events.Validated():
+                self.say(f"Step {event.step}: loss {event.loss:.4f} on the pictures held out.")
             case events.Step():
                 self._advance("training", event.step, self.total)
                 if self._bar is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 from . import (
     blame,
     compiling,
+    conditions,
     devices,
     disk,
     durable,
@@ -25,8 +27,9 @@ from . import (
 )
 from .checkpoint import Progress
 from .crew import ALONE, Crew, Halted
+from .data import store
 from .errors import Diverged, OutOfMemory
-from .families import Condition, Model, moved, together
+from .families import Condition, Model
 from .feed import Batch, Feed
 from .keeping import Keeper
 from .learner import Learner
@@ -35,6 +38,7 @@ from .memory import ENCODING, LOADING, PAINTING, resting
 from .network import LycorisNetwork, Norms
 from .plan import Plan
 from .showing import Painter
+from .validating import Validator
 
 Emit = Callable[[events.Event], None]
 Asked = Callable[[], set[str]]
@@ -98,8 +102,8 @@ class Session:
         self.model: Model = loading.load(run, self.plan.family, self.device, self.precision)
         self.watch = machine.Watch(self.plan, self.device)
         self.doing = ENCODING
-        self.feed = Feed(self.plan, self.model,
-                         lambda done, total: self._report(done, total, asked))
+        self.kept = store.of(run)
+        self.feed = Feed(self.plan, self.model, functools.partial(self._report, asked), self.kept)
         self.model.train_mode(checkpointing=run.train.gradient_checkpointing)
         self.doing = BUILDING
         self.network = LycorisNetwork(
@@ -114,25 +118,36 @@ class Session:
         self.keeper = Keeper(self.plan, self.where, emit, self.network, self.learner,
                              self.scaler, self.crew)
         self.painter = Painter(self.plan, self.where, emit, self.model, self.network)
-        self.lesson = Lesson(run, self.model, self.network, self.precision, self._condition())
+        self.lesson = Lesson(run, self.model, self.network, self.precision, self._condition(asked))
+        self._tidy()
         self._rest()
+        self.validator = Validator(self.plan, emit, self.feed, self.lesson)
         self.progress = self.keeper.resume()
         emit(events.Resumed(self.progress.step))
 
-    def _report(self, done: int, total: int, asked: Asked) -> None:
-        self.emit(events.Stage(self.doing, done, total))
+    def _report(self, asked: Asked, done: int, total: int, taken: int = 0) -> None:
+        self.emit(events.Stage(self.doing, done, total, taken))
         if "stop" in asked():
             raise Halted
 
-    def _now_and_then(self, asked: Asked) -> Callable[[int, int], None]:
+    def _tidy(self) -> None:
+        """Keep the store within its limit, and say how large it is."""
+        if self.kept.limit and self.crew.first:
+            size = self.kept.tidy()
+            self.emit(events.Cached(str(self.kept.folder), size.files, size.bytes))
+            if self.kept.problem is not None:
+                self.emit(events.Warned("Nothing more is cached. " + self.kept.problem.message,
+                                        self.kept.problem.fix))
+
+    def _now_and_then(self, asked: Asked) -> Callable[..., None]:
         """`_report` for what is done in a moment on most machines: silent for half a second."""
         last = time.monotonic()
 
-        def report(done: int, total: int) -> None:
+        def report(*how_far: int) -> None:
             nonlocal last
             if time.monotonic() - last > 0.5:
                 last = time.monotonic()
-                self._report(done, total, asked)
+                self._report(asked, *how_far)
 
         return report
 
@@ -144,6 +159,8 @@ class Session:
                and not self.painter.done(self.progress.step))
         if self.crew.meet(due)[0]:
             wanted = self.sample(asked)  # before the first step, or where a stop came between
+        if self.validator.due(self.progress.step):
+            self.validate()
         while self.progress.step < run.train.steps:
             wanted |= self.crew.agreed(asked())
             if "pause" in wanted:
@@ -157,6 +174,8 @@ class Session:
             self.advance()
             wanted = set()
             step, last = self.progress.step, self.progress.step == run.train.steps
+            if self.validator.due(step):
+                self.validate()
             if run.sample.every and (step % run.sample.every == 0 or last):
                 wanted = self.sample(asked)
             if run.train.checkpoint_every and step % run.train.checkpoint_every == 0 and not last:
@@ -226,17 +245,16 @@ class Session:
         micro, part = divmod(piece, self.parts)
         return self.feed.batch(step, micro).piece(part, self.parts)
 
-    def _condition(self) -> Callable[[Sequence[str]], Condition]:
-        """Captions to what the denoiser attends to: live where the text encoder learns, else made
-        once for every caption."""
+    def _condition(self, asked: Asked) -> Callable[[Sequence[str]], Condition]:
+        """Captions to what the denoiser attends to: live where the text encoder learns or the
+        captions vary, else made once for each."""
         if any(adapter.layer.part.startswith("text_encoder") for adapter in self.network):
             return self.model.encode_text
+        if self.feed.texts is None:
+            return conditions.live(self.model)
         self.doing = "encoding the captions"
-        known: dict[str, Condition] = {}
-        with torch.no_grad():
-            for text in self.feed.texts:
-                known[text] = moved(self.model.encode_text([text]), torch.device("cpu"))
-        return lambda texts: moved(together([known[text] for text in texts]), self.device)
+        return conditions.once(self.model, self.feed.texts, self.kept,
+                               self._now_and_then(asked))
 
     def _clip(self) -> float:
         """The gradient's norm over the whole adapter, cut to clip_norm where that is set."""
@@ -278,6 +296,12 @@ class Session:
     def _rest(self) -> None:
         """What no step needs leaves the device, where that is wanted."""
         self.model.rest(resting(self.plan, self.device.type))
+
+    def validate(self) -> None:
+        """The loss on what is held out; the others wait for the first at their next meeting."""
+        self.doing = "validating"
+        if self.crew.first:
+            self.validator.look(self.progress.step)
 
     def save(self) -> None:
         self.doing, began = "saving", time.perf_counter()

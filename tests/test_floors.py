@@ -29,7 +29,8 @@ FLOORS = {
         "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance", "surprises",
         "weigher", "choose", "goals", "advice", "blame", "kohya", "recipes", "footprint", "holding",
         "memory", "relief", "machine", "disk", "outlook", "tracing", "activations",
-        "compiling", "feed", "lesson", "learner", "keeping", "showing", "loading",
+        "compiling", "feed", "conditions", "validating", "lesson", "learner", "keeping", "showing",
+        "loading",
         "kohya_loss", "focus"),
     4: ("trainer", "sample", "compare", "caption", "inspect", "merge", "extract", "resize",
         "convert"),
@@ -44,7 +45,8 @@ FOR_THE_PAGE = {"runpresets", "known",
                 "errors", "durable", "knobs", "settings", "config", "events", "runs", "devices",
                 "families", "algorithms", "captioners", "guideline", "plan", "footprint", "memory",
                 "relief", "machine", "disk", "outlook", "choose", "advice", "recipes",
-                "contestants", "optimizers", "schedules", "data.folder", "data.captions", "focus",
+                "contestants", "optimizers", "schedules", "data.folder", "data.gather",
+                "data.captions", "focus",
                 "promptfile"}
 HEAVY = {"diffusers", "transformers", "accelerate", "bitsandbytes", "tokenizers"}
 CELLAR_MAY_USE = {"psutil"}  # a process's start time, on every system

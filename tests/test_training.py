@@ -670,11 +670,11 @@ def test_a_full_disk_while_saving_keeps_the_last_good_state(
     calls = []
     real = durable.write_bytes
 
-    def write(path: Path, chunks: Any) -> Path:
+    def write(path: Path, chunks: Any, **how: Any) -> Path:
         calls.append(Path(path).name)
         if Path(path).name == "step-00000004.safetensors":
             raise durable.disk_error(OSError(errno.ENOSPC, "full"), Path(path))
-        return real(path, chunks)
+        return real(path, chunks, **how)
 
     monkeypatch.setattr(durable, "write_bytes", write)
     run = settings()
@@ -841,19 +841,20 @@ class Encoder:
 def test_groups_of_pictures_fit_the_memory(tmp_path: Path, make_pictures: Callable, side: int,
                                            most: int, groups: list[int]) -> None:
     folder = make_pictures(tmp_path / "nine", 9)
-    files = [folder / f"{number}.png" for number in range(1, 10)]
+    wanted = [cache.Wanted(folder / f"{number}.png", (side, side)) for number in range(1, 10)]
     encoder, seen = Encoder(most), []
-    found = cache.encode(encoder, files, [(side, side)] * 9,  # type: ignore[arg-type]
-                         lambda done, total: seen.append(done))
+    found = cache.encode(encoder, wanted,  # type: ignore[arg-type]
+                         lambda done, total, taken: seen.append(done))
     assert encoder.groups == groups and seen[-1] == 9
-    alone = [cache.encode(Encoder(1), [file], [(side, side)], print)[0]  # type: ignore[arg-type]
-             for file in files]
-    assert all(torch.equal(a, b) for a, b in zip(found, alone, strict=True))
+    alone = [cache.encode(Encoder(1), [one], print)[0]  # type: ignore[arg-type]
+             for one in wanted]
+    assert all(torch.equal(a.latents, b.latents) for a, b in zip(found, alone, strict=True))
 
 
 def test_no_room_for_even_one_picture(pictures: Path) -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        cache.encode(Encoder(0), [pictures / "1.png"], [(64, 64)], print)  # type: ignore[arg-type]
+        cache.encode(Encoder(0),  # type: ignore[arg-type]
+                     [cache.Wanted(pictures / "1.png", (64, 64))], print)
 
 
 def test_warnings_of_the_plan(settings: Settings, pictures: Path) -> None:

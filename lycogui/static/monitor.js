@@ -61,6 +61,8 @@ lyco.parts.monitor = ({element, trigger}) => {
     else if (run.step || run.state === "running") facts.push(h("span", {}, `step ${lyco.count(run.step)} of ${lyco.count(run.total)}`));
     if (run.pace) facts.push(h("span", {}, run.pace < 1 ? `${(1 / run.pace).toFixed(1)} steps/s` : `${run.pace.toFixed(1)} s/step`));
     if (run.loss_avg !== null) facts.push(h("span", {}, `loss ${run.loss_avg.toFixed(4)}`));
+    if (run.validation !== null) facts.push(h("span", {title: ["On the pictures that are held out. By timestep:", ...Object.entries(run.by_timestep || {}).map(([t, v]) => `${t}: ${v.toFixed(4)}`)].join("\n")}, `val/loss ${run.validation.toFixed(4)}`));
+    if (run.cached) facts.push(h("span", {title: `${run.cached.folder}, ${lyco.count(run.cached.files)} files, of this run and of others`}, `${lyco.memory(run.cached.bytes)} in the cache`));
     if (run.measured) facts.push(h("span", {title: "The highest memory as it was predicted, and as it was; the next prediction knows"}, `${lyco.memory(run.measured.predicted)} of memory predicted, ${lyco.memory(run.measured.memory)} measured`));
     else if (run.memory) facts.push(h("span", {}, `${lyco.memory(run.memory)} memory`));
     if (run.norms) facts.push(h("span", {title: "Frobenius norms of the layers' scaled changes; max norm shrinks the longest"},
@@ -75,10 +77,10 @@ lyco.parts.monitor = ({element, trigger}) => {
       ...run.warnings.map(text => h("p.note.warn", {}, text)));
     const paint = colours();
     fill(key, ...[...paint].map(([id, colour]) => h("span", {}, h("i", {style: {background: `var(${colour})`}}), held.get(id).name)),
-      h("span", {}, "Loss. Faint: each step, bold: its moving mean. ● picture, ▪ checkpoint, ▲ resumed"), h("span.grow"), logBox);
+      h("span", {}, "Loss. Faint: each step, bold: its moving mean, dashed: on pictures held out. ● picture, ▪ checkpoint, ▲ resumed"), h("span.grow"), logBox);
     plot.show([...paint].map(([id, colour]) => {
       const one = held.get(id), steps = [...new Set(one.samples.map(s => s.step))];
-      return {name: one.name, colour, points: one.points, total: one.total, marks: [
+      return {name: one.name, colour, points: one.points, validations: one.validations || [], total: one.total, marks: [
         ...steps.filter(Boolean).map(step => ({step, kind: "sample"})), ...one.saves.map(step => ({step, kind: "save"})), ...one.resumed_at.map(step => ({step, kind: "resume"}))]};
     }));
     const wanted = actions(run), text = [...wanted.map(b => b.textContent), run.id, !!run.bytes].join();

@@ -84,8 +84,8 @@ lyco.timeFigure = trigger => {
     if (job?.problem) lyco.toast(`Measuring failed. ${job.problem}`, "bad");
     trigger("look", {asked: {}});
   };
-  const show = ({time, steps, epochs, pictures, by_name: byName}) => {
-    const about = pictures ? `${lyco.count(steps)} steps, ${epochs} times through ${lyco.some(pictures, "picture")}` : `${lyco.count(steps)} steps, no pictures chosen yet`;
+  const show = ({time, steps, epochs, pictures, batches, smaller, buckets, by_name: byName}) => {
+    const about = pictures ? `${lyco.count(steps)} steps, ${epochs} times through ${lyco.some(pictures, "picture")}; an epoch is ${batches} batches in ${lyco.some(buckets, "bucket")}${smaller ? `, ${smaller} not full` : ""}` : `${lyco.count(steps)} steps, no pictures chosen yet`;
     line.title = time.known ? `${about}${time.without.length ? `; without ${time.without.join(" and ")}` : ""}` : "";
     if (time.going) {
       fill(value, "…");

@@ -38,7 +38,8 @@ lyco.Plot = class {
 
   range(all) {
     let low = Infinity, high = -Infinity, most = -Infinity;
-    for (const {points} of all) {
+    for (const {points, validations = []} of all) {
+      for (const [, v] of validations) if (isFinite(v) && v !== null) { low = Math.min(low, v); high = Math.max(high, v); most = Math.max(most, v); }
       const from = Math.min(points.length - 1, Math.floor(points.length * .02));
       points.forEach(([, loss, average], i) => {
         for (const v of [loss, average]) if (isFinite(v) && v !== null) {
@@ -72,7 +73,7 @@ lyco.Plot = class {
   }
 
   /* Raw faint, as the span of each pixel column; the average bold. */
-  curve(g, {points, colour}, {x, y}) {
+  curve(g, {points, colour, validations = []}, {x, y}) {
     g.strokeStyle = lyco.css(colour);
     g.globalAlpha = .3; g.lineWidth = 1; g.beginPath();
     let column = null, low = 0, high = 0;
@@ -90,6 +91,9 @@ lyco.Plot = class {
     g.globalAlpha = 1; g.lineWidth = 2; g.lineJoin = "round"; g.beginPath();
     points.forEach(([step, , average], i) => { if (average !== null) i ? g.lineTo(x(step), y(average)) : g.moveTo(x(step), y(average)); });
     g.stroke();
+    g.lineWidth = 1.5; g.setLineDash([6, 4]); g.beginPath();
+    validations.forEach(([step, v], i) => { if (v !== null) i ? g.lineTo(x(step), y(v)) : g.moveTo(x(step), y(v)); });
+    g.stroke(); g.setLineDash([]);
   }
 
   rates(g, all, {x, rate}) {

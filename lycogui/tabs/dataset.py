@@ -27,6 +27,8 @@ def build(page: Page) -> None:
                 page.form.place("folder")
                 page["folder choose"] = gr.Button("Choose folder", size="md", min_width=120,
                                                   scale=0)
+            with gr.Accordion("More folders, masks, validation", open=False, elem_id="folder-more"):
+                page.form.place("folder more")
             page["gallery"] = mount("gallery", "<div class='gallery-root'></div>")
         with gr.Column(scale=2, elem_classes="pane"):
             page["editor"] = mount("editor", "<div class='editor-root'></div>")

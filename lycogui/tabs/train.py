@@ -19,7 +19,8 @@ from lycoris.errors import ConfigError
 from lycoris.settings import Config
 
 FOLDS = {"Sample prompts": "train samples", "Learning rate and regularisation": pace.SECTION,
-         "Noise, loss and seed": lesson.SECTION, "Captions and pictures": "train pictures",
+         "Noise, loss and seed": lesson.SECTION, "Pictures": "train pictures",
+         "Captions": "train captions",
          "Memory and precision": "train memory", "Files": "train output"}
 LOOK = "() => { lyco.lookAtRuns && lyco.lookAtRuns(); }"
 

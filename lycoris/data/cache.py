@@ -1,52 +1,129 @@
-"""Latents of all pictures, encoded once before the first step."""
+"""Latents of all pictures, taken from the disk or encoded once before the first step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import DatasetError
 from ..families import Model
-from . import folder
+from . import folder, store
+from .store import Store
 
 GROUP = 8  # the most pictures that are encoded together,
 GROUP_PIXELS = 2**20  # and the most pixels: four of 512 x 512, one of 1024 x 1024
+NOWHERE = Store(Path(), 0)
 
 
-def encode(model: Model, pictures: Sequence[Path], buckets: Sequence[tuple[int, int]],
-           progress: Callable[[int, int], None]) -> list[Tensor]:
-    """The latents of each picture, (c, h, w) fp32 on the CPU, in the order given.
+@dataclass(frozen=True)
+class Wanted:
+    """One picture as it is to be encoded, `size` being (width, height). With `masked` the `mask`
+    comes too, or how opaque the picture is where there is none."""
+
+    path: Path
+    size: tuple[int, int]
+    flip: bool = False
+    masked: bool = False
+    mask: Path | None = None
+
+    def key(self, fingerprint: str) -> str:
+        """What its latents and its mask depend on."""
+        return store.key("latents", fingerprint, store.of_file(self.path), *self.size, self.flip,
+                         self.masked, store.of_file(self.mask) if self.mask else "")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Latents (c, h, w) and mask (1, h, w) in 0..1, both fp32 on the CPU."""
+
+    latents: Tensor
+    mask: Tensor | None = None
+
+
+def encode(model: Model, wanted: Sequence[Wanted],
+           progress: Callable[[int, int, int], None], kept: Store = NOWHERE) -> list[Encoded]:
+    """Each picture encoded, in the order given; `progress(done, of, taken from the store)`.
 
     Raises DatasetError naming every damaged picture. Groups are the same on every run, so the
-    latents are too.
+    latents are too; for that reason a group of which one is missing in the store is made anew.
     """
-    found: list[Tensor | None] = [None] * len(pictures)
+    names = _names(model, wanted, kept)
+    found: list[Encoded | None] = [None] * len(wanted)
     damaged: list[DatasetError] = []
-    done = 0
-    for bucket in sorted(set(buckets)):
-        members = [i for i, own in enumerate(buckets) if own == bucket]
-        size = max(1, min(GROUP, GROUP_PIXELS // (bucket[0] * bucket[1])))
-        for start in range(0, len(members), size):
-            group = members[start:start + size]
-            pixels = []
+    done = taken = 0
+    for group in _groups(wanted):
+        known = [_held(kept, names[i]) for i in group] if names else [None]
+        if all(known):
+            taken += len(group)
+        else:
+            pixels, masks = [], []
             for index in group:
                 try:
-                    pixels.append(folder.fit(folder.decode(pictures[index]), bucket))
+                    image = folder.decode(wanted[index].path)
+                    pixels.append(_pixels(image, wanted[index]))
+                    masks.append(_mask(wanted[index], model))
                 except DatasetError as error:
                     damaged.append(error)
-            if not damaged:
-                for index, latents in zip(group, _together(model, pixels), strict=True):
-                    found[index] = latents
-            done += len(group)
-            progress(done, len(pictures))
+            known = [] if damaged else [
+                Encoded(latents, mask)
+                for latents, mask in zip(_together(model, pixels), masks, strict=True)]
+            for index, one in zip(group, known, strict=False):
+                if names:
+                    kept.put(names[index], {"latents": one.latents} | (
+                        {} if one.mask is None else {"mask": one.mask}))
+        for index, one in zip(group, known, strict=False):
+            found[index] = one
+        done += len(group)
+        progress(done, len(wanted), taken)
     if damaged:
         raise DatasetError(f"{len(damaged)} pictures cannot be used: "
                            + " ".join(error.message for error in damaged[:10]),
                            damaged[0].fix, [path for error in damaged for path in error.paths])
-    return [latents for latents in found if latents is not None]
+    return [one for one in found if one is not None]
+
+
+def _groups(wanted: Sequence[Wanted]) -> list[list[int]]:
+    """The numbers of what is encoded together: of one size, mirrored or not."""
+    found = []
+    for kind in sorted({(one.flip, one.size) for one in wanted}):
+        members = [i for i, one in enumerate(wanted) if (one.flip, one.size) == kind]
+        width, height = kind[1]
+        size = max(1, min(GROUP, GROUP_PIXELS // (width * height)))
+        found += [members[start:start + size] for start in range(0, len(members), size)]
+    return found
+
+
+def _names(model: Model, wanted: Sequence[Wanted], kept: Store) -> list[str]:
+    """What each is called in the store; none where nothing is kept."""
+    if not kept.limit or not wanted:
+        return []
+    fingerprint = model.picture_print()
+    return [one.key(fingerprint) for one in wanted]
+
+
+def _held(kept: Store, name: str) -> Encoded | None:
+    tensors = kept.get(name)
+    return Encoded(tensors["latents"], tensors.get("mask")) if tensors else None
+
+
+def _pixels(image: folder.Image.Image, wanted: Wanted) -> Tensor:
+    """(3, h, w) in -1..1"""
+    pixels = folder.fit(image, wanted.size)
+    return pixels.flip(2) if wanted.flip else pixels
+
+
+def _mask(wanted: Wanted, model: Model) -> Tensor | None:
+    """(1, h, w) at the latents' size, each number the mean over the pixels behind it."""
+    if not wanted.masked:
+        return None
+    shown = (folder.decode_mask(wanted.mask) if wanted.mask else folder.opacity(wanted.path))
+    pixels = folder.fit_mask(shown, wanted.size)
+    pixels = pixels.flip(2) if wanted.flip else pixels
+    return nn.functional.avg_pool2d(pixels, model.latent_scale)
 
 
 def _together(model: Model, pixels: list[Tensor]) -> Tensor:

@@ -6,8 +6,9 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,8 @@ from . import captions
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 64_000_000
+MASK = "-masklabel"  # ends the name of a picture's mask beside it
+REPEATED = re.compile(r"0*([1-9]\d*)_(.+)")  # a folder of kohya's: how often, and what is in it
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,21 @@ class Picture:
     caption: str | None
     problem: str = ""
     caption_problem: str = ""
+    fallback: str = ""  # the caption where it has none of its own
+    repeats: int = 1  # in an epoch
+    weight: float = 1.0  # of its loss
+    prior: bool = False  # a regularisation picture
+    held: bool = False  # for validation, not for learning
+    mask: Path | None = None
 
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def words(self) -> str:
+        """What is trained as its caption, as it was written."""
+        return self.caption if self.caption and self.caption.strip() else self.fallback
 
 
 class Cut(NamedTuple):
@@ -60,11 +74,27 @@ class Dataset:
         return tuple(p for p in self.pictures if p.size)
 
     @cached_property
+    def learned(self) -> tuple[Picture, ...]:
+        """The readable pictures that are learned from."""
+        return tuple(p for p in self.readable if not p.held)
+
+    @cached_property
+    def held(self) -> tuple[Picture, ...]:
+        """The readable pictures that are for validation."""
+        return tuple(p for p in self.readable if p.held)
+
+    @cached_property
+    def folders(self) -> Mapping[Path, tuple[Picture, ...]]:
+        """The pictures by the folders they are in."""
+        found: dict[Path, list[Picture]] = {}
+        for picture in self.pictures:
+            found.setdefault(picture.path.parent, []).append(picture)
+        return {path: tuple(pictures) for path, pictures in found.items()}
+
+    @cached_property
     def tags(self) -> Mapping[str, int]:
         """How often each comma-separated piece of a caption occurs."""
-        return Counter(tag.strip() for picture in self.readable
-                       for tag in captions.as_prompt(picture.caption or "").split(",")
-                       if tag.strip())
+        return tags_of(self.readable)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -81,22 +111,35 @@ class Dataset:
             "unreadable": [p for p in self.pictures if p.problem],
             "caption not readable": [p for p in self.pictures if p.caption_problem],
             "no caption": [p for p in self.readable
-                           if not (p.caption or "").strip() and not p.caption_problem],
+                           if not p.words.strip() and not p.caption_problem],
             f"smaller than {resolution} px": tiny,
         }
         return {kind: found for kind, found in kinds.items() if found}
 
 
+def tags_of(pictures: Sequence[Picture]) -> Mapping[str, int]:
+    """How often each comma-separated piece of a caption occurs."""
+    return Counter(tag.strip() for picture in pictures
+                   for tag in captions.as_prompt(picture.words).split(",") if tag.strip())
+
+
 def scan(folder: Path) -> Dataset:
     """All pictures of a folder in natural order; only headers are read.
+
+    A folder without pictures of its own whose folders are called as kohya's are, 10_name, holds
+    theirs: each ten times an epoch, with the name as the caption of those that have none.
 
     Raises DatasetError where the folder does not exist or cannot be read. An empty folder is an
     empty Dataset; `require_trainable` is the one that refuses.
     """
     try:
         with os.scandir(folder) as entries:
-            names = [e.name for e in entries
-                     if Path(e.name).suffix.lower() in EXTENSIONS and e.is_file()]
+            names, inner = [], []
+            for entry in entries:
+                if entry.is_dir():
+                    inner += [entry.name] * bool(REPEATED.fullmatch(entry.name))
+                elif Path(entry.name).suffix.lower() in EXTENSIONS and entry.is_file():
+                    names.append(entry.name)
     except FileNotFoundError:
         raise DatasetError(f"There is no folder {folder}.",
                            "Choose the folder that holds the pictures.", [folder]) from None
@@ -106,7 +149,25 @@ def scan(folder: Path) -> Dataset:
     except OSError as error:
         raise DatasetError(f"{folder} cannot be read: {error.strerror}.",
                            "Check its permissions.", [folder]) from error
-    return Dataset(folder, tuple(look(folder / name) for name in sorted(names, key=_natural)))
+    if inner and not names:
+        return Dataset(folder, tuple(picture for name in sorted(inner, key=_natural)
+                                     for picture in _repeated(folder / name)))
+    stems = {Path(name).stem for name in names}
+    masks = {stem.removesuffix(MASK): folder / name for name in names
+             if (stem := Path(name).stem).endswith(MASK) and stem.removesuffix(MASK) in stems}
+    pictures = sorted((name for name in names if folder / name not in masks.values()),
+                      key=_natural)
+    return Dataset(folder, tuple(replace(look(folder / name), mask=masks.get(Path(name).stem))
+                                 for name in pictures))
+
+
+def _repeated(folder: Path) -> tuple[Picture, ...]:
+    """The pictures of a folder called 10_name."""
+    found = REPEATED.fullmatch(folder.name)
+    assert found is not None, folder
+    times, words = int(found[1]), found[2]
+    return tuple(replace(picture, repeats=times, fallback=words)
+                 for picture in scan(folder).pictures)
 
 
 def look(path: Path) -> Picture:
@@ -150,14 +211,34 @@ def decode(path: Path) -> Image.Image:
 
     Raises DatasetError where the data is damaged.
     """
+    with _decoding(path), _open(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+            clear = upright.convert("RGBA")
+            white = Image.new("RGBA", clear.size, "white")
+            return Image.alpha_composite(white, clear).convert("RGB")
+        return upright.convert("RGB")
+
+
+def opacity(path: Path) -> Image.Image:
+    """How opaque each pixel is, as a grey picture; white all over where nothing is transparent."""
+    with _decoding(path), _open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+
+
+def decode_mask(path: Path) -> Image.Image:
+    """A mask as a grey picture, turned as its EXIF says; where it is transparent it is black."""
+    with _decoding(path), _open(path) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGBA")
+        black = Image.new("RGBA", upright.size, "black")
+        return Image.alpha_composite(black, upright).convert("L")
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """What Pillow raises over damaged data, as a DatasetError."""
     try:
-        with _open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-                clear = upright.convert("RGBA")
-                white = Image.new("RGBA", clear.size, "white")
-                return Image.alpha_composite(white, clear).convert("RGB")
-            return upright.convert("RGB")
+        yield
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{path.name} is damaged: {error}.",
                            "Save it again, or take it out of the folder.", [path]) from error
@@ -176,6 +257,13 @@ def fit(image: Image.Image, size: tuple[int, int]) -> Tensor:
     covered = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
     data = torch.frombuffer(bytearray(covered.tobytes()), dtype=torch.uint8)
     return data.view(size[1], size[0], 3).permute(2, 0, 1).float().div_(127.5).sub_(1.0)
+
+
+def fit_mask(mask: Image.Image, size: tuple[int, int]) -> Tensor:
+    """(1, h, w) in 0..1, scaled and cropped as `fit` does it."""
+    covered = ImageOps.fit(mask, size, Image.Resampling.BILINEAR)
+    data = torch.frombuffer(bytearray(covered.tobytes()), dtype=torch.uint8)
+    return data.view(1, size[1], size[0]).float().div_(255)
 
 
 def _open(path: Path) -> Image.Image:

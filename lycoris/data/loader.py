@@ -10,18 +10,20 @@ from .. import streams
 class Batches:
     """The endless sequence of batches over pictures in buckets; every batch is of one bucket.
 
-    In each epoch every picture comes once, in an order of that epoch; a bucket's last batch may be
-    smaller.
+    In each epoch every picture comes once, or as often as its `repeats` say, in an order of that
+    epoch; a bucket's last batch may be smaller.
     """
 
-    def __init__(self, buckets: Sequence[tuple[int, int]], batch_size: int, seed: int):
+    def __init__(self, buckets: Sequence[tuple[int, int]], batch_size: int, seed: int,
+                 repeats: Sequence[int] = ()):
         self.buckets = list(buckets)
+        repeats = repeats or [1] * len(self.buckets)
         self.batch_size = batch_size
         self.seed = seed
         self.members: dict[tuple[int, int], list[int]] = {}
         for index, bucket in enumerate(self.buckets):
-            self.members.setdefault(bucket, []).append(index)
-        self.per_epoch = batches_per_epoch(self.buckets, batch_size)
+            self.members.setdefault(bucket, []).extend([index] * repeats[index])
+        self.per_epoch = batches_per_epoch(presented(self.buckets, repeats), batch_size)
         self._epoch = -1
         self._batches: list[list[int]] = []
 
@@ -41,6 +43,13 @@ class Batches:
             found += [shuffled[start:start + self.batch_size]
                       for start in range(0, len(shuffled), self.batch_size)]
         return [found[i] for i in streams.permutation(len(found), self.seed, "batches", epoch)]
+
+
+def presented(buckets: Sequence[tuple[int, int]],
+              repeats: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Each picture's bucket as often as the picture comes in an epoch."""
+    return tuple(bucket for bucket, times in zip(buckets, repeats, strict=True)
+                 for _ in range(times))
 
 
 def batches_per_epoch(buckets: Sequence[tuple[int, int]], batch_size: int) -> int:

@@ -45,5 +45,7 @@ class TrainConfig:
                                "0.999 is usual, 0 is off.", 0, 0.99999, label="EMA")] = 0.0
     checkpoint_every: Annotated[int, Knob("Steps between checkpoints; 0: only at the end.",
                                           0, 10_000_000)] = 250
+    validate_every: Annotated[int, Knob("Steps between validations, where pictures are held out; "
+                                        "0: none.", 0, 10_000_000)] = 100
     keep_checkpoints: Annotated[int, Knob("How many of the latest checkpoints stay on disk; "
                                           "0 keeps all.", 0, 10_000)] = 3
