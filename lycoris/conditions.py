@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .data import store
+from .data import fingerprint, store
 from .data.store import Store
 from .families import Condition, Model, moved, together
 
@@ -23,7 +23,7 @@ def once(model: Model, texts: Sequence[str], kept: Store,
          report: Callable[[int, int, int], None]) -> Encode:
     """For these texts alone; `report(done, of, taken from the store)`."""
     known: dict[str, Condition] = {}
-    meaning = model.text_print() if kept.limit else ""
+    meaning = fingerprint.of_texts(model) if kept.limit else ""
     taken = 0
     for number, text in enumerate(texts, 1):
         name = store.key("text", meaning, text)

@@ -17,7 +17,7 @@ from typing import Any
 from . import footprint, holding, optimizers, quantised, sampling
 from .algorithms import Shape, elements
 from .assignments import Assignment
-from .data import buckets
+from .data import buckets, wording
 from .data.cache import GROUP, GROUP_PIXELS
 from .footprint import Table, at
 from .plan import Plan
@@ -165,11 +165,11 @@ def _phases(plan: Plan, device: str, table: Table | None, frugal: bool) -> list[
 
 def resting(plan: Plan, device: str) -> tuple[str, ...]:
     """The parts of the base that are not on the device while it trains. Where one text encoder
-    learns, both read each caption anew; packed ones stay."""
+    learns, or captions vary, both read each caption anew; packed ones stay."""
     if not plan.config.train.offload or device == "cpu":
         return ()
     texts = tuple(part for part in plan.family.prefixes if part.startswith("text_encoder"))
-    stay = (plan.config.model.dtype in quantised.KINDS
+    stay = (plan.config.model.dtype in quantised.KINDS or wording.varies(plan.config.dataset)
             or any(a.layer.part in texts for a in plan.assignments))
     return ("vae",) if stay else ("vae", *texts)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import DatasetError
 from ..families import Model
-from . import folder, store
+from . import fingerprint, folder, store
 from .store import Store
 
 GROUP = 8  # the most pictures that are encoded together,
@@ -30,9 +30,9 @@ class Wanted:
     masked: bool = False
     mask: Path | None = None
 
-    def key(self, fingerprint: str) -> str:
+    def key(self, made_by: str) -> str:
         """What its latents and its mask depend on."""
-        return store.key("latents", fingerprint, store.of_file(self.path), *self.size, self.flip,
+        return store.key("latents", made_by, store.of_file(self.path), *self.size, self.flip,
                          self.masked, store.of_file(self.mask) if self.mask else "")
 
 
@@ -101,8 +101,8 @@ def _names(model: Model, wanted: Sequence[Wanted], kept: Store) -> list[str]:
     """What each is called in the store; none where nothing is kept."""
     if not kept.limit or not wanted:
         return []
-    fingerprint = model.picture_print()
-    return [one.key(fingerprint) for one in wanted]
+    made_by = fingerprint.of_pictures(model)
+    return [one.key(made_by) for one in wanted]
 
 
 def _held(kept: Store, name: str) -> Encoded | None:

@@ -6,9 +6,8 @@ and without diffusers: layers, presets, key names, tokens. `load` gives the `Mod
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..algorithms import Layer
 from ..errors import ConfigError, ModelFileError
 from ..known import Known
 from ..objectives import Objective
-from ..prompts import Encoder, Reading
+from ..prompts import Reading
 from ..registry import discover, pick
 from ..settings import ModelConfig
 
@@ -188,8 +187,6 @@ class Model:
     """A loaded base model. Pictures are (b, 3, h, w) in -1..1."""
 
     latent_scale: int  # pixels of one latent's side
-    vae: nn.Module
-    encoders: tuple[Encoder, ...]  # of texts
 
     modules: Mapping[str, nn.Module]  # {part: module in which the layers' names are paths}
     objective: Objective
@@ -240,19 +237,6 @@ class Model:
         the crop's top and left, height and width of what came out, in pixels."""
         return condition
 
-    def picture_print(self) -> str:
-        """A hash of all that `encode_image` depends on, the kind of device included."""
-        facts = (getattr(self.vae.config, name, None) for name in ("scaling_factor",
-                                                                    "shift_factor"))
-        return _fingerprint(self.device, [self.vae], facts)
-
-    def text_print(self) -> str:
-        """A hash of all that `encode_text` depends on beside the text."""
-        words = (sorted(each.tokenizer.get_vocab().items()) for each in self.encoders)
-        return _fingerprint(self.device, [each.module for each in self.encoders],
-                            [type(self).__name__, self.reading.chunks, self.reading.clip_skip,
-                             *words])
-
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """One call of the denoiser."""
         raise NotImplementedError
@@ -266,16 +250,6 @@ class Model:
 
     def eval_mode(self) -> None:
         raise NotImplementedError
-
-
-def _fingerprint(device: torch.device, parts: Sequence[nn.Module], facts: Iterable[Any]) -> str:
-    found = hashlib.blake2b(repr([device.type, *facts]).encode(), digest_size=16)
-    for part in parts:
-        for name, tensor in part.state_dict().items():
-            if isinstance(tensor, Tensor):
-                found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                found.update(tensorfile.raw_bytes(tensor))
-    return found.hexdigest()
 
 
 def catalogue() -> Mapping[str, type[Family]]:
