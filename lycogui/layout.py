@@ -122,7 +122,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
         Place("dataset.cache_limit", "number"), Place("dataset.cache_folder"),
         Place("output.trigger", info=False), Place("output.author", info=False),
         Place("output.license", info=False), Place("output.description", lines=2, info=False),
-        Place("output.thumbnail"),
+        Place("output.thumbnail"), Place("output.model"),
     ),
     "compare": (
         Place("sample.seeds", info=False), Place("sample.steps", "number", info=False),

@@ -122,6 +122,8 @@ def _tools(verb: Callable[..., argparse.ArgumentParser]) -> None:
     both.add_argument("--into", help="model, exact, full or lora; default: as --out ends")
     both.add_argument("--block", action="append", default=[], metavar="[N:]PATTERN=FACTOR",
                       help="weight of the layers that fit, of all or of the Nth adapter")
+    both.add_argument("--no-vae", action="store_true",
+                      help="leave the autoencoder out of a model of one file")
     take = verb("extract", "What a fine-tuned model has more than its base, as an adapter.",
                 common, out, ranks)
     take.add_argument("--tuned", required=True, help="the fine-tuned model's folder")

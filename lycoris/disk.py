@@ -61,6 +61,7 @@ def predict(plan: Plan, step: int = 0) -> Disk:
         Item(f"{kept} checkpoints", kept * adapter),
         Item(f"{states} states to resume from", states * state_bytes(plan)),
         Item("the adapter", adapter),
+        Item("the whole model", _model_bytes(plan)),
         Item(f"{times * len(painted)} sample pictures", round(times * area * PNG)),
         Item("events", left * EVENT), Item("the cache", cache_bytes(plan))),
         _free(Path(run.output.folder).expanduser()))
@@ -74,6 +75,13 @@ def cache_bytes(plan: Plan) -> int:
         memory.positions(plan, size) for size in memory.encoded_sizes(plan))
     count = len(plan.buckets) * (1 + settings.flip)
     return min(round(settings.cache_limit * store.GIB), latents + 2 * HEADER * count)
+
+
+def _model_bytes(plan: Plan) -> int:
+    """The base's own files again, where the whole model is to be written."""
+    if plan.config.output.model == "none" or plan.family.known is not None:
+        return 0
+    return sum(file.stat().st_size for file in plan.family.files())
 
 
 def state_bytes(plan: Plan) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from . import (
     durable,
     events,
     metadata,
+    modelout,
+    outfile,
     tensorfile,
     thumbnail,
 )
@@ -26,6 +29,8 @@ from .errors import DiskError
 from .learner import Learner
 from .network import LycorisNetwork
 from .plan import Plan, facts_of, shows_thumbnail
+from .progress import Progress as Told
+from .provenance import Deed
 
 
 @dataclass
@@ -54,7 +59,25 @@ class Keeper:
         """The last state, and the adapter under the run's own name."""
         self._save_state(progress)
         name = config.run_name(self.plan.config)
-        return self._save_adapter(self.where / f"{name}.safetensors", progress)
+        path = self._save_adapter(self.where / f"{name}.safetensors", progress)
+        self._save_model(path, progress)
+        return path
+
+    def _save_model(self, adapter: Path, progress: Progress) -> None:
+        """The whole model as that adapter file makes it, where one is asked for."""
+        wanted, family = self.plan.config.output.model, self.plan.family
+        if wanted == "none":
+            return
+        whole = modelout.Whole(family, modelout.of_adapter(adapter, family), outfile.KEEP,
+                               Deed("train", {}, [adapter.stem]), Told(self.emit))
+        out = self.where / f"{adapter.stem}-model"
+        if wanted == "folder":
+            shutil.rmtree(out, ignore_errors=True)  # of the same run, before it was extended
+            made = whole.write_folder(out)
+        else:
+            made = whole.write_file(out.with_name(f"{out.name}.safetensors"),
+                                    with_vae=wanted == "file")
+        self.emit(events.Saved(progress.step, str(made.out.relative_to(self.where)), made.bytes))
 
     def resume(self) -> Progress:
         """From the newest whole state; a fresh run gets its times and its id here."""

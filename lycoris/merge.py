@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import durable, lowrank, outfile, provenance, tensorfile
+from . import lowrank, outfile
 from .algorithms import Layer
 from .assignments import Assignment
 from .deltas import Change, Deltas
-from .errors import AdapterError, ConfigError, ModelFileError
-from .families import Family, open_base
+from .errors import AdapterError, ConfigError
+from .families import open_base
 from .lowrank import Rules
+from .modelout import Merged, Share, Whole
 from .outfile import KEEP, Draft, Written
 from .progress import Progress
 from .provenance import Deed
 
 MODEL = "model"
 WAYS = (MODEL, "exact", "full", "lora")
-WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack")  # files of a part's weights
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Merge:
-    """`adapters` are (path, weight). `into` "model" writes a whole new folder of the base with the
-    changed weights; "exact" an adapter that stacks ranks where it can and holds whole differences
-    elsewhere; "full" whole differences; "lora" what the rule keeps of the sum."""
+    """`adapters` are (path, weight). `into` "model" writes the whole base with the changed weights:
+    a new folder, or one file in the original layout where `out` ends in .safetensors; "exact" an
+    adapter that stacks ranks where it can and holds whole differences elsewhere; "full" whole
+    differences; "lora" what the rule keeps of the sum."""
 
     adapters: tuple[tuple[Path, float], ...]
     out: str
@@ -84,46 +83,15 @@ class Merge:
     dialect: str = KEEP
     dtype: str = KEEP
     overwrite: bool = False
-
-
-@dataclass(frozen=True)
-class Merged:
-    """A model that was written; `norm` of a row is that of the layer's whole change."""
-
-    out: Path
-    bytes: int
-    dtype: str
-    files: tuple[str, ...]
-    rows: tuple[dict[str, Any], ...]
-    notes: tuple[str, ...]
-
-    @property
-    def summary(self) -> str:
-        return f"{len(self.rows)} layers changed in {', '.join(self.files)}"
-
-    def data(self) -> dict[str, Any]:
-        return {"verb": "merge", "out": str(self.out), "bytes": self.bytes, "dtype": self.dtype,
-                "files": list(self.files), "changed": len(self.rows), "summary": self.summary,
-                "layers": list(self.rows), "notes": list(self.notes)}
-
-
-@dataclass(frozen=True)
-class Share:
-    """One adapter's part in one layer; `weight` is what its change is multiplied with."""
-
-    deltas: Deltas
-    assignment: Assignment
-    weight: float
-
-    def change(self) -> Change:
-        return self.deltas.change(self.assignment)
+    no_vae: bool = False  # leave the autoencoder out of a model's one file
 
 
 def run(asked: Merge, progress: Progress) -> Written | Merged:
     """Raises Stopped, having written nothing."""
     rules = _check(asked)
     paths = [path for path, _ in asked.adapters]
-    out = (outfile.new_folder(asked.out, [asked.base]) if asked.into == MODEL
+    out = (outfile.new_folder(asked.out, [asked.base])
+           if asked.into == MODEL and not _is_file(asked.out)
            else outfile.place(asked.out, paths, [asked.base], asked.overwrite))
     family = None if asked.base is None else open_base(asked.base)
     stack = [Deltas(path, family) for path in paths]
@@ -133,7 +101,12 @@ def run(asked: Merge, progress: Progress) -> Written | Merged:
     shares = _shares(asked, stack)
     if asked.into == MODEL:
         assert family is not None
-        return _Model(asked, family, shares, progress).write(out)
+        if not shares:
+            raise ConfigError({"adapters": "every layer's weight is 0: nothing would change"})
+        deed = _deed(asked, None, _stack_of(shares))
+        whole = Whole(family, shares, asked.dtype, deed, progress)
+        return (whole.write_file(out, with_vae=not asked.no_vae) if _is_file(asked.out)
+                else whole.write_folder(out))
     draft = Draft(outfile.dtype_of(asked.dtype, stack))
     for layer, parts in progress.over(list(shares.items()), "merging"):
         _add(asked.into, rules, layer, parts, draft)
@@ -228,6 +201,15 @@ def _add(into: str, rules: Rules | None, layer: Layer, parts: Sequence[Share],
         draft.add(layer, outfile.full(delta, shift), delta, source)
 
 
+def _is_file(out: str) -> bool:
+    return out.endswith(".safetensors")
+
+
+def _stack_of(shares: Mapping[Layer, Sequence[Share]]) -> list[Deltas]:
+    return list({id(share.deltas): share.deltas
+                 for parts in shares.values() for share in parts}.values())
+
+
 def _stacked(changes: Sequence[tuple[Change, float]]) -> tuple[Tensor, Tensor] | None:
     """All factors side by side, whose product is the sum; None where one has none."""
     pairs = [change.factors(weight) for change, weight in changes]
@@ -242,123 +224,3 @@ def _deed(asked: Merge, rules: Rules | None, stack: Sequence[Deltas]) -> Deed:
                 "blocks": [block.text for block in asked.blocks] or None,
                 "rule": rules and rules.text}
     return Deed("merge", settings, [deltas.name for deltas in stack])
-
-
-@dataclass
-class _Model:
-    """The base with the adapters' changes in its weights, on its way to a new folder."""
-
-    asked: Merge
-    family: Family
-    shares: Mapping[Layer, Sequence[Share]]
-    progress: Progress
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def write(self, out: Path) -> Merged:
-        """All or nothing."""
-        if self.family.base.is_file():
-            raise ModelFileError(f"{self.family.base.name} is one file, into which this version "
-                                 "does not merge.", "Choose its folder in the diffusers layout.")
-        parts = {layer.part for layer in self.shares}
-        if not parts:
-            raise ConfigError({"adapters": "every layer's weight is 0: nothing would change"})
-        for part in parts:
-            self._refuse_unwritable(part)
-        files = []
-        with durable.whole_folder(out) as temporary:
-            for part in sorted(parts):
-                files.append(self._part(part, temporary))
-            self._others(parts, temporary)
-            size = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file())
-            self.progress.check()
-        return Merged(out, size, self.asked.dtype, tuple(files), tuple(self.rows),
-                      tuple(self.progress.notes))
-
-    def _part(self, part: str, folder: Path) -> str:
-        """Write one part's weights tensor by tensor; returns the file's path in the folder."""
-        weights = self.family.weights[part]
-        own = {self.family.name_in_weights(layer): layer for layer in self.shares
-               if layer.part == part}
-        entries = {name: (self._dtype(dtype), shape)
-                   for name, (dtype, shape) in weights.entries.items()}
-        order = tensorfile.header(entries, {})[1]
-        steps = self.progress.over(order, f"writing {part}")
-
-        def make(name: str) -> Tensor:
-            assert next(steps) == name
-            stem, _, leaf = name.rpartition(".")
-            tensor = weights[name]
-            if stem in own and leaf in ("weight", "bias"):
-                tensor = self._changed(own[stem], leaf, tensor)
-            return tensor.to(_TORCH[entries[name][0]])
-
-        path = weights.path.relative_to(self.family.base)
-        if self.asked.dtype not in (KEEP, "fp16"):
-            path = path.with_name(path.name.replace(".fp16.", "."))
-        tensorfile.stream(folder / path, entries, make, self._metadata(weights.metadata))
-        next(steps, None)  # the last event
-        return path.as_posix()
-
-    def _changed(self, layer: Layer, leaf: str, tensor: Tensor) -> Tensor:
-        """W' or b' in fp32, computed as the attached layer does."""
-        before = tensor.float()
-        after = before
-        for share in self.shares[layer]:
-            change = share.change()
-            if leaf == "weight":
-                after = change.onto(after, share.weight)
-            elif (shift := change.bias(share.weight)) is not None:
-                after = after + shift
-        if leaf == "weight":
-            self.rows.append({
-                "layer": f"{layer.part}.{layer.name}",
-                "adapters": [share.deltas.name for share in self.shares[layer]],
-                "weights": [share.weight for share in self.shares[layer]],
-                "norm": (after - before).double().norm().item()})
-        return after
-
-    def _dtype(self, stored: str) -> str:
-        """The name of what a tensor of that type becomes: integers stay."""
-        asked = tensorfile.DTYPES.get(self.asked.dtype)
-        floating = _TORCH[stored].is_floating_point
-        return stored if asked is None or not floating else tensorfile.NAMES[asked]
-
-    def _metadata(self, found: Mapping[str, str]) -> dict[str, str]:
-        stack = list({id(share.deltas): share.deltas
-                      for parts in self.shares.values() for share in parts}.values())
-        deed = _deed(self.asked, None, stack)
-        made = {"verb": deed.verb, "from": list(deed.names), **deed.settings}
-        names = ", ".join([self.family.base.name, *deed.names])
-        return {"format": "pt", **found, "modelspec.merged_from": names,
-                provenance.MADE: json.dumps(made, ensure_ascii=False)}
-
-    def _others(self, parts: set[str], folder: Path) -> None:
-        """Copy what does not change; other weights of changed parts would be stale beside them."""
-        base = self.family.base
-        homes = {self.family.weights[part].path.parent for part in parts}
-        files = [file for file in self._files(base)
-                 if not (file.parent in {*homes, base} and _holds_weights(file))]
-        for file in self.progress.over(files, "copying"):
-            durable.copy(file, folder / file.relative_to(base))
-
-    @staticmethod
-    def _files(base: Path) -> Iterator[Path]:
-        for file in sorted(base.rglob("*")):
-            inner = file.relative_to(base).parts
-            if file.is_file() and not any(part.startswith(".") for part in inner):
-                yield file
-
-    def _refuse_unwritable(self, part: str) -> None:
-        weights = self.family.weights[part]
-        strange = {dtype for dtype, _ in weights.entries.values()} - set(_TORCH)
-        if strange:
-            raise ModelFileError(
-                f"{weights.path} holds numbers of the type {', '.join(sorted(strange))}, in which "
-                "a small change would be lost.", "Merge into the model in fp32, bf16 or fp16.")
-
-
-_TORCH: Mapping[str, torch.dtype] = {name: dtype for dtype, name in tensorfile.NAMES.items()}
-
-
-def _holds_weights(file: Path) -> bool:
-    return file.suffix in WEIGHTS or file.name.endswith(".index.json")

@@ -100,8 +100,9 @@ class Single:
         if kind is None:
             raise refused(base, self.whole.entries)
         self.kind = kind
-        self.parts = {part: original.Part(self.whole, places) for part, places
-                      in original.places_of(self.whole.entries, kind).items()}
+        self.places = original.places_of(self.whole.entries, kind)
+        self.parts = {part: original.Part(self.whole, places)
+                      for part, places in self.places.items()}
         self.configs = original.configs(
             kind, {name: part.entries for name, part in self.parts.items()}, base,
             self.whole.entries, self.whole.metadata)
@@ -144,6 +145,18 @@ class Single:
 
     def build(self, kind: Any, part: str, dtype: torch.dtype) -> nn.Module:
         return built(kind, self.configs[part], self.weights(part), dtype, self.base)
+
+
+def tokenizer(source: Folder | Single, part: str, text_encoder: str) -> Any:
+    """The tokenizer of one text encoder, with that one's padding."""
+    import transformers
+
+    with reading(source.base, part):
+        found = transformers.CLIPTokenizer.from_pretrained(
+            str(source.words(part)), local_files_only=True)
+    if (padding := source.padding(text_encoder)) is not None:
+        found.pad_token = found.convert_ids_to_tokens(padding)
+    return found
 
 
 def built(kind: Any, config: Mapping[str, Any], weights: tensorfile.Lazy | original.Part,

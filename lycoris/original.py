@@ -30,6 +30,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
              "text_encoder_2": "conditioner.embedders.1.model."}}
 TEXT_LEVEL = "text_model."
 TOKENS = "embeddings.token_embedding.weight"
+READ_LAYERS = 23  # of SD 2.x's text encoder, which has one more
 FUSED = ("q_proj", "k_proj", "v_proj")
 IN_LAYER = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj",
             "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
@@ -123,7 +124,8 @@ def places_of(entries: Entries, kind: str) -> dict[str, Places]:
     for part, prefix in TEXTS[kind].items():
         made = (open_clip(_count(entries, prefix, r"transformer\.resblocks\.(\d+)\."), prefix)
                 if prefix.endswith(".model.") else plain_clip(entries, prefix))
-        if kind == "sd21":  # the last layer is not read and is not part of the model
+        whole = f"{prefix}text_projection" in entries or _layers(made) > READ_LAYERS
+        if kind == "sd21" and whole:  # a last layer that is not read, as in the files of its makers
             last = f"{TEXT_LEVEL}encoder.layers.{_layers(made) - 1}."
             made = {name: place for name, place in made.items()
                     if not name.startswith(last) and name != "text_projection.weight"}

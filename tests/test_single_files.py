@@ -11,9 +11,11 @@ import small_models
 import torch
 from conftest import TINY_SD
 
-from lycoris import config, families, modelfiles, original, plan, tensorfile, trainer
+from lycoris import config, families, merge, modelfiles, original, plan, tensorfile, trainer
 from lycoris.errors import ModelFileError
 from lycoris.families import Chosen
+from lycoris.merge import Merge
+from lycoris.progress import Progress
 
 CPU = torch.device("cpu")
 TEXTS = ["a zorb on grass", ""]
@@ -172,3 +174,78 @@ def test_what_is_no_base_model_is_refused(pair: tuple[Path, Path], tmp_path: Pat
     assert "refiner" in told(unet | {"conditioner.embedders.0.model.ln_final.bias": zeros}).message
     first = f"{original.UNET}input_blocks.0.0.weight"
     assert "inpainting" in told(whole | {first: torch.zeros(32, 9, 3, 3)}).message
+
+
+def _adapter(base: Path, settings: Callable[..., config.Config], where: Path) -> Path:
+    made = plan.make(settings(f"model.base={base}", "train.steps=1", "network.dim=1",
+                              "optimizer.lr=0.1", "output.dtype=fp32", "network.algo=loha"))
+    where.mkdir()
+    trainer.run(made, where, lambda event: None, set)
+    return where / "one.safetensors"
+
+
+def test_a_whole_model_in_either_layout(pair: tuple[Path, Path], tmp_path: Path,
+                                        settings: Callable[..., config.Config]) -> None:
+    """From folder or file into folder or file: the same tensors, and the plain model's where
+    nothing changed."""
+    adapter = _adapter(pair[0], settings, tmp_path / "run")
+    found = []
+    shutil.copytree(TINY_SD / "tokenizer", tmp_path / "tokenizer")
+    for number, base in enumerate(pair):
+        for ending in ("", ".safetensors"):
+            out = tmp_path / f"made{number}{ending}"
+            ended = merge.run(Merge(((adapter, 0.5),), str(out), "model", base), Progress())
+            assert ended.rows and ended.bytes
+            found.append(families.open_base(out))
+    plain = families.open_base(pair[0])
+    for part in plain.stems:
+        weights = [family.part_weights(part) for family in (*found, plain)]
+        changed = 0
+        for name in weights[0].entries:
+            same = [each[name] if name in each else each[f"text_model.{name}"]
+                    for each in weights]
+            assert all(torch.equal(tensor, same[0]) for tensor in same[:-1]), (part, name)
+            changed += not torch.equal(same[0], same[-1])
+        assert (changed > 0) == (part != "vae")
+    assert {family.scheduler_config["prediction_type"] for family in found} == {
+        plain.scheduler_config["prediction_type"]}
+    entries, said = tensorfile.peek(found[3].base, ModelFileError)
+    before, _ = tensorfile.peek(pair[1], ModelFileError)
+    assert {*before} - {*entries} == {"model_ema.decay"} and not {*entries} - {*before}
+    assert "lora" not in said["modelspec.architecture"]
+    models = [family.load(CPU, torch.float32) for family in found]
+    texts = [model.encode_text(TEXTS)["hidden"] for model in models]
+    assert all(torch.equal(text, texts[0]) for text in texts[1:])
+
+
+def test_a_whole_model_without_its_autoencoder(pair: tuple[Path, Path], tmp_path: Path,
+                                               settings: Callable[..., config.Config]) -> None:
+    adapter = _adapter(pair[0], settings, tmp_path / "run")
+    for number, base in enumerate(pair):
+        out = tmp_path / f"made{number}.safetensors"
+        merge.run(Merge(((adapter, 1.0),), str(out), "model", base, no_vae=True, dtype="fp16"),
+                  Progress())
+        with pytest.raises(ModelFileError, match="holds no vae"):
+            families.open_base(out)
+        found = families.open_base(out, chosen=Chosen(vae=pair[0]))
+        assert {dtype for dtype, _ in found.part_weights("unet").entries.values()} == {"F16"}
+
+
+@pytest.mark.parametrize(("wanted", "name"), [
+    ("file", "one-model.safetensors"), ("file without VAE", "one-model.safetensors"),
+    ("folder", "one-model")])
+def test_a_run_leaves_the_whole_model(pair: tuple[Path, Path], tmp_path: Path, wanted: str,
+                                      name: str, settings: Callable[..., config.Config]) -> None:
+    """It is the base with the adapter's file merged into it."""
+    base = pair[wanted == "folder"]
+    made = plan.make(settings(f"model.base={base}", "train.steps=1", "network.algo=full",
+                              "output.dtype=fp32", f"output.model={wanted}"))
+    where = tmp_path / "run"
+    where.mkdir()
+    trainer.run(made, where, lambda event: None, set)
+    trained = families.open_base(where / name, chosen=Chosen(vae=pair[0]))
+    merge.run(Merge(((where / "one.safetensors", 1.0),), str(tmp_path / "m"), "model", base),
+              Progress())
+    merged = families.open_base(tmp_path / "m")
+    for layer in merged.layers:
+        assert torch.equal(trained.weight(layer), merged.weight(layer)), layer

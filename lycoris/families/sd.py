@@ -194,6 +194,17 @@ class StableDiffusion(Family):
         super().require_files()
         return {part: self.source.weights(part) for part in self.prefixes}
 
+    def part_weights(self, part: str) -> tensorfile.Lazy:
+        """Of any part, the autoencoder included."""
+        super().require_files()
+        return self._of(part).weights(part)
+
+    @property
+    def original_kind(self) -> str:
+        """The known model whose keys a file of the original layout would have."""
+        second = self.configs["unet"].get("cross_attention_dim") == OPENCLIP
+        return "sd21" if second else "sd15"
+
     def name_in_weights(self, layer: Layer) -> str:
         long = TEXT_LEVEL + layer.name
         return long if f"{long}.weight" in self.weights[layer.part] else layer.name
@@ -285,11 +296,7 @@ class StableDiffusionModel(Model):
             return loaded.to(device).requires_grad_(False).eval()
 
         def encoder(name: str, kind: str, words: str, key: str) -> prompts.Encoder:
-            with modelfiles.reading(family.base, words):
-                tokenizer = transformers.CLIPTokenizer.from_pretrained(
-                    str(family.source.words(words)), local_files_only=True)
-            if (padding := family.source.padding(name)) is not None:
-                tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
+            tokenizer = modelfiles.tokenizer(family.source, words, name)
             _refuse_other_vocabulary(len(tokenizer), family, name)
             return prompts.Encoder(tokenizer, part(getattr(transformers, kind), name, dtype),
                                    family.max_tokens + 2, key)

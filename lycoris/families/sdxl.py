@@ -87,6 +87,10 @@ class StableDiffusionXL(StableDiffusion):
         self.require_files()
         return StableDiffusionXLModel(self, device, dtype)
 
+    @property
+    def original_kind(self) -> str:
+        return "sdxl"
+
     @classmethod
     def path_in_file(cls, layer: Layer) -> str:
         return layer.written or super().path_in_file(layer)

@@ -15,6 +15,10 @@ class OutputConfig:
     name: Annotated[str, Knob("Name of the run and of its adapter; empty: the dataset's and the "
                               "algorithm's.")] = ""
     dtype: Annotated[str, Knob("Precision of the saved adapter.", choices=DTYPES)] = "fp16"
+    model: Annotated[str, Knob("Also write the whole model with the adapter in it: one "
+                               ".safetensors file in the original layout, or a diffusers folder.",
+                               choices=("none", "file", "file without VAE", "folder"),
+                               label="Whole model")] = "none"
     trigger: Annotated[str, Knob("Words that call what was taught, written into the file for "
                                  "whoever uses it.", label="Trigger words")] = ""
     author: Annotated[str, Knob("Written into the file.")] = ""
