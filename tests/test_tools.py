@@ -333,7 +333,8 @@ def test_peft_loads_what_is_written_for_it(shop: Workshop, tmp_path: Path, case:
     unet = peft.PeftModel.from_pretrained(model.unet, out / "unet")
     text = peft.PeftModel.from_pretrained(model.text_encoder, out / "text_encoder")
     with torch.no_grad():
-        ids = model.encoders[0].tokenizer(["a ball"], padding="max_length", return_tensors="pt").input_ids
+        words = model.encoders[0].tokenizer
+        ids = words(["a ball"], padding="max_length", return_tensors="pt").input_ids
         hidden = text(ids).last_hidden_state
         painted = unet(shop.x, shop.t, hidden, return_dict=False)[0]
     theirs, ours = torch.cat([hidden.flatten(), painted.flatten()]), shop.under((path, 1.0))
