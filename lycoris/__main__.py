@@ -27,7 +27,7 @@ from .errors import ConfigError, LycorisError, OutOfMemory, RunError
 from .follow import BEGAN, Followed, Signals, bug, failed, own_log
 from .runs import RunFolder
 from .settings import Config
-from .terminal import Terminal
+from .terminal import Terminal, mebibytes
 
 if TYPE_CHECKING:
     from .crew import Crew
@@ -234,6 +234,18 @@ def dataset(options: argparse.Namespace, terminal: Terminal, signals: Signals) -
     return 0
 
 
+def cache(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
+    from .data import store
+
+    kept = store.of(config.settings(options.settings))
+    size = kept.clear() if options.clear else kept.size()
+    terminal.document({"folder": kept.folder, "files": size.files, "bytes": size.bytes,
+                       "limit": kept.limit, "cleared": options.clear},
+                      f"{kept.folder}: {size.files} files, {mebibytes(size.bytes)}"
+                      f"{', deleted' if options.clear else ''}.")
+    return 0
+
+
 def calibrate(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
     from . import calibration
 
@@ -306,6 +318,7 @@ def _stamp() -> str:
 
 VERBS: dict[str, Callable[[argparse.Namespace, Terminal, Signals], int]] = {
     "train": train, "sample": sample, "compare": compare, "caption": caption, "dataset": dataset,
+    "cache": cache,
     "estimate": estimate.run, "advise": choices.advise, "recipe": choices.recipe,
     "presets": choices.presets,
     "calibrate": calibrate, "demo": demo, "inspect": tools.inspect, "merge": tools.merge,

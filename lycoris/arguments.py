@@ -52,6 +52,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
     write.add_argument("--write", choices=("missing", "append", "replace"), default="missing")
     write.add_argument("--dry-run", action="store_true", help="show the changes, write nothing")
     verb("dataset", "What is in a folder of pictures, and what is wrong with it.", settings)
+    kept = verb("cache", "How much is kept of encoded pictures and captions, and where.", settings)
+    kept.add_argument("--clear", action="store_true", help="delete it")
     count = verb("estimate", "Exact parameters and bytes of an adapter, before training; or table, "
                  "the guideline's sizes beside ours.", settings)
     count.add_argument("--batch", metavar="FILE", help="answer a line of JSON, {path: value}, with "

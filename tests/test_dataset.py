@@ -299,3 +299,17 @@ def test_the_plan_counts_repeats_and_remainders(settings: Settings) -> None:
     assert (found["pictures"], found["presented"], found["batches_per_epoch"]) == (5, 15, 4)
     assert found["smaller_batches"] == 1 and found["epochs"] == 2
     assert found["buckets"] == {"16x16": 15}
+
+
+def test_the_cache_is_told_and_cleared_from_the_command_line(
+        tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    import json
+
+    from lycoris.__main__ import main
+
+    kept = store.Store(tmp_path / "kept", 10_000)
+    kept.put("0" * 40, {"x": torch.zeros(10)})
+    where = f"dataset.cache_folder={tmp_path / 'kept'}"
+    assert main(["cache", where, "--clear", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["files"] == 1 and told["cleared"] and kept.size().files == 0
