@@ -98,6 +98,22 @@ class Jobs:
         """Take a waiting run out of the queue; the run itself stays."""
         run.clear(["start"])
 
+    def move(self, run: RunFolder, by: int) -> None:
+        """A waiting run that many places back in the queue, or forward with a negative number. The
+        order is that of the times in requests/start, so it survives a restart."""
+        with self._lock:
+            queue = self.waiting()
+            if run not in queue:
+                raise RunError(f"{run.name} is not waiting.", "It has begun, or was taken out.")
+            times, place = [each.requested_at("start") for each in queue], queue.index(run)
+            queue.remove(run)
+            queue.insert(max(0, place + by), run)
+            last = 0.0
+            for each, at in zip(queue, sorted(times), strict=True):
+                last = max(at, last + 0.001)
+                if each.requested_at("start") != last:
+                    each.request("start", last)
+
     def stop(self, run: RunFolder) -> None:
         """Ask for a stop with a save; a process that stays silent is terminated, then killed."""
         child = self._children.get(run.path)

@@ -118,6 +118,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
         Place("train.precision"), Place("train.device"),
     ),
     "train output": (
+        Place("network.weights"),
         Place("output.folder"), Place("train.keep_checkpoints", "number"),
         Place("dataset.cache_limit", "number"), Place("dataset.cache_folder"),
         Place("output.trigger", info=False), Place("output.author", info=False),

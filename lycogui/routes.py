@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -21,6 +21,7 @@ from starlette.routing import Route
 from lycogui import pictures, security, views
 from lycogui.guard import as_data
 from lycogui.workspace import Workspace
+from lycoris import report
 from lycoris.errors import LycorisError
 
 STATIC = Path(__file__).parent / "static"
@@ -68,6 +69,18 @@ def make(workspace: Workspace) -> list[Route]:
         return FileResponse(path, media_type="image/png",
                             headers={"cache-control": "max-age=3600"})
 
+    async def run_report(request: Request) -> Response:
+        """A run, or with ?with= two, as one page that may load nothing: /report/<run>."""
+        names = [request.path_params["run"], request.query_params.get("with", "")]
+        try:
+            text, name = await run_in_threadpool(views.report_of, workspace, names)
+        except LycorisError as error:
+            return Response(str(error), 404)
+        disposition = "attachment" if request.query_params.get("save") else "inline"
+        return Response(text, media_type="text/html", headers={
+            "content-security-policy": report.POLICY,
+            "content-disposition": f"{disposition}; filename*=UTF-8''{quote(name, safe='')}"})
+
     async def script(request: Request) -> Response:
         return Response(scripts(), media_type="text/javascript",
                         headers={"cache-control": "max-age=31536000, immutable"})
@@ -76,6 +89,7 @@ def make(workspace: Workspace) -> list[Route]:
         Route(f"{PREFIX}/api/{{name}}", call, methods=["POST"]),
         Route(f"{PREFIX}/picture", picture),
         Route(f"{PREFIX}/run/{{run}}/{{path:path}}", painted),
+        Route(f"{PREFIX}/report/{{run}}", run_report),
         Route(f"{PREFIX}/script.js", script),
     ]
 

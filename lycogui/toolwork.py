@@ -17,7 +17,7 @@ from lycogui.workspace import Workspace, new_folder, run_id
 from lycoris import config, contestants, durable, plan
 from lycoris.config import LEAVES
 from lycoris.contestants import BASE
-from lycoris.errors import AdapterError, ConfigError, LycorisError
+from lycoris.errors import AdapterError, ConfigError, LycorisError, RunError
 from lycoris.settings import Config
 
 RECENT = 12  # jobs looked through for one that does the same
@@ -101,6 +101,30 @@ def from_recipe(workspace: Workspace, job: str) -> Config:
         raise AdapterError("This file does not say how it was trained.",
                            "Only adapters trained with lycogui carry their settings.")
     return replace(run, output=replace(run.output, folder=workspace.config.output.folder))
+
+
+def settings_of(workspace: Workspace, folder: str) -> Config:
+    """The settings of a run that this app knows; RunError for any other folder."""
+    run = next((run for run in workspace.jobs.runs() if str(run.path) == folder), None)
+    if run is None:
+        raise RunError("That run is no longer there.", "It may have been deleted or moved.")
+    return config.load(run.config_file)
+
+
+def going_on(workspace: Workspace, adapter: str) -> tuple[Config, str]:
+    """(settings of a new run that starts as that adapter, what to say of it): those of its recipe,
+    or those on screen where it has none."""
+    taker = contestants.parse(adapter, workspace.runs_folder)
+    if taker.path is None:
+        raise AdapterError(f"{BASE} is the base model itself.", "Choose an adapter.")
+    recipe = contestants.recipe(taker.path)
+    run = recipe or workspace.config
+    run = replace(run, network=replace(run.network, weights=str(taker.path), init="default"),
+                  output=replace(run.output, name="", folder=workspace.config.output.folder))
+    if recipe is None:
+        return run, (f"{taker.name} does not say how it was trained: set its algorithm, dim, alpha "
+                     "and layers yourself.")
+    return run, f"The next run goes on from {taker.name}, with its settings. Press Train."
 
 
 def for_form(run: Config) -> tuple[Config, str]:

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 
 from lycogui import speed, toolviews
 from lycogui.workspace import Workspace, run_id
-from lycoris import algorithms, config, devices, events
+from lycoris import algorithms, config, devices, events, report
 from lycoris.contestants import BASE
 from lycoris.data import captions
 from lycoris.data.folder import Picture
@@ -148,7 +148,7 @@ def follow(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def ask(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
-    """One of stop, save, sample, pause, resume, withdraw for a run."""
+    """One of stop, save, sample, pause, resume, withdraw, up, down for a run."""
     run = _find(workspace, given["run"])
     jobs, what = workspace.jobs, given["what"]
     if what == "stop":
@@ -163,11 +163,20 @@ def ask(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
         run.request(what)
     elif what == "resume":
         jobs.enqueue(run)
+    elif what in ("up", "down"):
+        jobs.move(run, -1 if what == "up" else 1)
     elif what == "withdraw":
         jobs.withdraw(run)
     else:
         raise RunError(f"There is no request {what!r}.", "")
     return _run(workspace, run)
+
+
+def report_of(workspace: Workspace, names: Sequence[str]) -> tuple[str, str]:
+    """(the report of these runs, a name for its file); of a pair A comes first."""
+    found = [_find(workspace, name) for name in names if name]
+    found.sort(key=lambda run: (_json(run.path / "plan.json").get("pair") or {}).get("side", ""))
+    return report.of(found[:2]), f"{'-and-'.join(run.name for run in found[:2])}.html"
 
 
 def comparison(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:

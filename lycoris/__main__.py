@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import choices, config, durable, estimate, events, runs, tools
+from . import choices, config, durable, estimate, events, readers, runs, tools
 from .arguments import parse
 from .errors import ConfigError, LycorisError, OutOfMemory, RunError
 from .follow import BEGAN, Followed, Signals, bug, failed, own_log
@@ -322,7 +322,8 @@ VERBS: dict[str, Callable[[argparse.Namespace, Terminal, Signals], int]] = {
     "estimate": estimate.run, "advise": choices.advise, "recipe": choices.recipe,
     "presets": choices.presets,
     "calibrate": calibrate, "demo": demo, "inspect": tools.inspect, "merge": tools.merge,
-    "extract": tools.extract, "resize": tools.resize, "convert": tools.convert}
+    "extract": tools.extract, "resize": tools.resize, "convert": tools.convert,
+    "report": readers.write_report, "tensorboard": readers.tensorboard}
 
 
 if __name__ == "__main__":

@@ -64,6 +64,13 @@ def _parser(description: str) -> argparse.ArgumentParser:
                  settings)
     speed.add_argument("--follow", help="folder for events.jsonl and result.json, to be followed "
                                         "by others")
+    told = verb("report", "One run, or two, as one HTML file: settings, curves, samples, size, "
+                "time, memory.")
+    told.add_argument("runs", nargs="+", metavar="RUN", help="a run folder; two are compared")
+    told.add_argument("--out", help="the file; default: report.html in the first run's folder")
+    board = verb("tensorboard", "The curves and samples of runs as files that TensorBoard reads.")
+    board.add_argument("runs", nargs="+", metavar="RUN", help="a run folder")
+    board.add_argument("--out", required=True, help="the log folder; each run gets one in it")
     story = verb("demo", "LoRA and LoHa on the embedded model, then both compared.", settings)
     story.add_argument("--out", help="folder for the runs and the comparison")
     return parser

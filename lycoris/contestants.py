@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import adapterfile, algorithms, config, metadata
 from .errors import AdapterError, ConfigError
 from .families import Family, Model
+from .settings import Config
 
 if TYPE_CHECKING:  # the page reads contestants' names and facts; it has no business with networks
     from .network import LycorisNetwork
@@ -100,6 +101,11 @@ def describe(contestant: Contestant, family: Family) -> dict[str, Any]:
     return {**found, "file": contestant.path.name, "bytes": contestant.path.stat().st_size,
             "sha256": hashlib.sha256(contestant.path.read_bytes()).hexdigest(),
             "algorithms": summary(file), "settings": asdict(trained) if trained else None}
+
+
+def recipe(path: Path) -> Config | None:
+    """The settings an adapter was trained with; None where its file does not say."""
+    return metadata.config_of(adapterfile.AdapterFile(path).metadata)
 
 
 def facts(path: Path, family: Family | None) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from . import (
     samplers,
     schedules,
     sizes,
+    starting,
     surprises,
     thumbnail,
     timesteps,
@@ -140,6 +141,8 @@ def make(run: Config, *, family: Family | None = None, dataset: Dataset | None =
         folder.require_trainable(dataset)
     check_base(run, family)
     assignments = tuple(assign_family(family, run.network))
+    if need_dataset:
+        assignments = starting.placed(run, family, assignments)
     learned, held = (dataset.learned, dataset.held) if dataset else ((), ())
     chosen = buckets_of(run, learned)
     shown = loader.presented(chosen, [p.repeats for p in learned])

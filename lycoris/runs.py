@@ -243,10 +243,12 @@ class RunFolder:
             return history.finished.reason
         return "crashed" if process else "new"
 
-    def request(self, name: str) -> None:
-        """Ask the engine for something; it looks once per step."""
+    def request(self, name: str, at: float | None = None) -> None:
+        """Ask the engine for something, now or as if it had been at that time; it looks once per
+        step."""
         assert name in REQUESTS, name
-        durable.write_text(self.sub("requests") / name, f"{time.time():.6f}\n")
+        stamp = time.time() if at is None else at
+        durable.write_text(self.sub("requests") / name, f"{stamp:.6f}\n")
 
     def requests(self) -> set[str]:
         try:

@@ -79,7 +79,7 @@ class Painter:
     def _differs(self, step: int) -> bool:
         """Before the first step the adapter changes nothing, unless it starts from another one: the
         base's picture is its own."""
-        return step > 0
+        return step > 0 or bool(self.plan.config.network.weights)
 
     def _missing(self) -> list[int]:
         return [index for index in range(len(self.jobs))

@@ -23,6 +23,7 @@ from . import (
     loading,
     machine,
     relief,
+    starting,
     streams,
 )
 from .checkpoint import Progress
@@ -108,7 +109,7 @@ class Session:
         self.doing = BUILDING
         self.network = LycorisNetwork(
             self.plan.assignments, self.model.modules, run.train.seed,
-            self._now_and_then(asked)).apply_to()
+            self._now_and_then(asked), starting.file_of(run)).apply_to()
         if run.train.compile:
             compiling.compile_blocks(next(iter(self.model.modules.values())), self.device)
         self.crew.same([*self.network.parameters(), *self.network.buffers()])

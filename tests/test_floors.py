@@ -31,11 +31,12 @@ FLOORS = {
         "memory", "relief", "machine", "disk", "outlook", "tracing", "activations",
         "compiling", "feed", "conditions", "validating", "lesson", "learner", "keeping", "showing",
         "loading",
-        "kohya_loss", "focus"),
+        "kohya_loss", "focus",
+        "starting", "curves", "report", "eventfile"),
     4: ("trainer", "sample", "compare", "caption", "inspect", "merge", "extract", "resize",
         "convert"),
     5: ("arguments", "terminal", "follow", "tools", "estimate", "choices", "calibration",
-        "__main__", "__init__"),
+        "readers", "__main__", "__init__"),
 }
 # An entry that is another with one thing changed.
 INHERITS = {"dylora": "lora", "boft": "diag_oft", "sdxl": "sd"}
@@ -47,7 +48,7 @@ FOR_THE_PAGE = {"runpresets", "known",
                 "relief", "machine", "disk", "outlook", "choose", "advice", "recipes",
                 "contestants", "optimizers", "schedules", "data.folder", "data.gather",
                 "data.captions", "focus",
-                "promptfile"}
+                "promptfile", "report"}
 HEAVY = {"diffusers", "transformers", "accelerate", "bitsandbytes", "tokenizers"}
 CELLAR_MAY_USE = {"psutil"}  # a process's start time, on every system
 

@@ -286,6 +286,30 @@ def test_a_run_that_cannot_start_says_why(workspace: Workspace, pictures: Path,
         again.close()
 
 
+def test_the_queue_is_put_in_another_order(workspace: Workspace,
+                                           settings: Callable[..., Config]) -> None:
+    """It is told by the files alone: another app sees the same."""
+    workspace.jobs.close()
+    time.sleep(2 * jobs_module.POLL)
+    for name in ("a", "b", "c"):
+        workspace.enqueue(settings(f"output.name={name}"))
+    for run in workspace.jobs.waiting():
+        run.request("start", 1000.0)  # all at the same moment
+    first = [run.name for run in workspace.jobs.waiting()]
+    workspace.jobs.move(workspace.jobs.waiting()[2], -1)
+    second = [run.name for run in workspace.jobs.waiting()]
+    assert second == [first[0], first[2], first[1]]
+    workspace.jobs.move(workspace.jobs.waiting()[0], 1)
+    workspace.jobs.move(workspace.jobs.waiting()[0], -1)  # the first stays the first
+    other = jobs_module.Jobs(lambda: [workspace.runs_folder])
+    other.close()
+    assert [run.name for run in other.waiting()] == [first[2], first[0], first[1]]
+    gone = workspace.jobs.waiting()[1]
+    workspace.jobs.withdraw(gone)
+    with pytest.raises(RunError, match="is not waiting"):
+        workspace.jobs.move(gone, 1)
+
+
 def test_queue_order_and_withdrawing(workspace: Workspace,
                                      settings: Callable[..., Config]) -> None:
     workspace.jobs.close()

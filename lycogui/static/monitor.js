@@ -14,12 +14,13 @@ lyco.parts.monitor = ({element, trigger}) => {
   fill(element.querySelector(".monitor-root"), empty, main, samples, list);
   const plot = new lyco.Plot(canvas, tip);
   const held = new Map();  // id -> what follow has told so far
-  let runs = [], queue = [], chosen = "", beside = new Set(), drawnSamples = "", picked = false;
+  let runs = [], queue = [], chosen = "", beside = new Set(), drawnSamples = "", drawnRows = "", picked = false;
 
   const short = run => run.error ? run.error.message : run.stage && run.state === "running" ? run.stage.name : "";
   const say = async (run, what) => {
-    try { await lyco.api("ask", {run: run.id, what}); } catch (error) { lyco.toast(error.message, "bad"); }
-    lyco.toast({stop: "It will stop after this step, and save.", save: "It saves after this step.", sample: "It paints after this step.", pause: "It holds after this step; memory stays taken.", resume: run.paused ? "It goes on." : "In the queue.", withdraw: "Taken out of the queue."}[what] || "");
+    try { await lyco.api("ask", {run: run.id, what}); } catch (error) { lyco.toast(error.message, "bad"); return look(); }
+    if (what === "up" || what === "down") return look();
+    lyco.toast({stop: "It will stop after this step, and save.", save: "It saves after this step.", sample: "It paints after this step.", pause: "It holds after this step; memory stays taken.", resume: run.paused ? "It goes on." : "In the queue.", withdraw: "Taken out of the queue."}[what] || "", "note");
     look();
   };
   const button = (text, action, title = "") => h("button.button", {onclick: action, title}, text);
@@ -51,7 +52,12 @@ lyco.parts.monitor = ({element, trigger}) => {
     const run = held.get(chosen);
     empty.hidden = !!run || runs.length > 0; main.hidden = !run; list.hidden = !runs.length; samples.hidden = !run?.samples.length;
     if (run) drawRun(run);
-    fill(table, ...[...runs].sort((a, b) => turn(a) - turn(b)).map(row));
+    const rows = [...runs].sort((a, b) => turn(a) - turn(b)), now = JSON.stringify([rows, queue, chosen, [...beside]]);
+    if (now === drawnRows) return;
+    drawnRows = now;
+    const focused = table.contains(document.activeElement) ? document.activeElement.dataset.key : "";  // rows are made anew, who works by keyboard stays where they are
+    fill(table, ...rows.map(row));
+    if (focused) { const again = [...table.querySelectorAll("[data-key]")].find(e => e.dataset.key === focused); (again?.disabled ? again.parentElement.querySelector("button:enabled") : again)?.focus(); }
   };
   const drawRun = run => {
     const done = run.total ? run.step / run.total : 0, facts = [h("b", {title: run.folder}, run.name), h("span", {}, run.about)];
@@ -77,16 +83,21 @@ lyco.parts.monitor = ({element, trigger}) => {
       ...run.warnings.map(text => h("p.note.warn", {}, text)));
     const paint = colours();
     fill(key, ...[...paint].map(([id, colour]) => h("span", {}, h("i", {style: {background: `var(${colour})`}}), held.get(id).name)),
-      h("span", {}, "Loss. Faint: each step, bold: its moving mean, dashed: on pictures held out. ● picture, ▪ checkpoint, ▲ resumed"), h("span.grow"), logBox);
+      h("span", {}, "Loss. Faint: each step, bold: its moving mean, dashed: on pictures held out. ● picture, ▪ checkpoint, ▲ resumed" + (paint.size === 2 ? ". Below it: A − B, the difference of the means" : "")), h("span.grow"), logBox);
+    canvas.classList.toggle("two", paint.size === 2);
     plot.show([...paint].map(([id, colour]) => {
       const one = held.get(id), steps = [...new Set(one.samples.map(s => s.step))];
       return {name: one.name, colour, points: one.points, validations: one.validations || [], total: one.total, marks: [
         ...steps.filter(Boolean).map(step => ({step, kind: "sample"})), ...one.saves.map(step => ({step, kind: "save"})), ...one.resumed_at.map(step => ({step, kind: "resume"}))]};
     }));
-    const wanted = actions(run), text = [...wanted.map(b => b.textContent), run.id, !!run.bytes].join();
+    const pair = [...beside].find(id => held.has(id) && partner(run).includes(id)) || [...beside].find(id => held.has(id)) || "";
+    const wanted = actions(run), text = [...wanted.map(b => b.textContent), run.id, !!run.bytes, pair, !!run.step].join();
     if (buttons.dataset.text !== text) {
       fill(buttons, ...wanted, run.bytes ? button("Compare", () => trigger("compare", {runs: [...runs.filter(r => r.bytes && partner(run).includes(r.id)), run].map(r => r.folder)})) : null,
-        run.bytes ? button("Inspect", () => trigger("inspect", {adapter: run.folder}), "Its layers, metadata and recipe, on the Tools tab") : null);
+        run.bytes ? button("Inspect", () => trigger("inspect", {adapter: run.folder}), "Its layers, metadata and recipe, on the Tools tab") : null,
+        run.step || run.error ? h("a.button", {href: `/lyco/report/${run.id}${pair ? `?with=${pair}` : ""}`, target: "_blank", rel: "noopener", title: pair ? "Both runs and their difference as one page, in a new tab; save it from there" : "Settings, curves, samples, size, time and memory as one page, in a new tab; save it from there"}, "Report") : null,
+        button("Load into the form", () => trigger("load", {run: run.folder}), "Writes every setting of this run into the form"),
+        run.bytes ? button("Continue from it", () => trigger("proceed", {adapter: run.folder}), "A new run that starts as this adapter: fills the form") : null);
       buttons.dataset.text = text;
     }
     logText.textContent = run.log || "Nothing in it.";
@@ -116,15 +127,19 @@ lyco.parts.monitor = ({element, trigger}) => {
   const row = run => {
     const place = queue.indexOf(run.id);
     return h(run.id === chosen ? "tr.on" : "tr", {onclick: () => { chosen = run.id; picked = true; beside = new Set(partner(run)); look(); }, tabIndex: 0,
-      onkeydown: event => event.key === "Enter" && event.currentTarget.click()},
+      "data-key": run.id,
+      onkeydown: event => event.key === "Enter" && event.target === event.currentTarget && event.currentTarget.click()},
       h("td", {title: run.folder}, h("b", {}, run.name)), h("td.note", {}, run.about),
       h("td", {title: short(run)}, h(`span.state.${run.paused ? "paused" : run.state}`, {}, place >= 0 ? `waiting, number ${place + 1}` : word(run))),
       h("td.n", {}, `${lyco.count(run.step)} / ${lyco.count(run.total)}`), h("td.n", {}, run.loss_avg === null ? "" : run.loss_avg.toFixed(4)),
       h("td.n", {}, run.bytes ? lyco.mib(run.bytes) : ""),
-      h("td", {}, run.id === chosen || run.loss_avg === null ? null : h("button", {title: "Draw its curve over the other", onclick: event => {
+      h("td", {}, place < 0 || queue.length < 2 ? null : h("span.moves", {}, mover(run, "up", "▲", "Earlier", place === 0), mover(run, "down", "▼", "Later", place === queue.length - 1)),
+        run.id === chosen || run.loss_avg === null ? null : h("button", {"data-key": `${run.id} curve`, title: "Draw its curve over the other", onclick: event => {
         event.stopPropagation(); beside.has(run.id) ? beside.delete(run.id) : beside.add(run.id); look();
       }}, beside.has(run.id) ? "hide curve" : "show curve")));
   };
+  const mover = (run, what, sign, text, disabled) => h("button", {"data-key": `${run.id} ${what}`, disabled, title: `${text} in the queue`, "aria-label": `${run.name}: ${text.toLowerCase()} in the queue`,
+    onclick: event => { event.stopPropagation(); say(run, what); }}, sign);
   const home = run => run.folder.slice(0, -run.name.length);
   const partner = run => runs.filter(r => r.name === run.pair?.with && home(r) === home(run)).map(r => r.id);
 

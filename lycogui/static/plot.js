@@ -21,8 +21,8 @@ lyco.Plot = class {
     g.setTransform(ratio, 0, 0, ratio, 0, 0);
     g.clearRect(0, 0, W, H);
     g.font = "11px system-ui, sans-serif";
-    const box = {left: 48, right: W - 12, top: 8, bottom: H - 62}, rate = {top: H - 44, bottom: H - 22};
-    const all = this.series.filter(s => s.points.length);
+    const all = this.series.filter(s => s.points.length), apart = this.difference(all);
+    const box = {left: 48, right: W - 12, top: 8, bottom: H - 62 - (apart ? 74 : 0)}, rate = {top: H - 44, bottom: H - 22};
     const last = Math.max(10, ...this.series.map(s => s.total || 0), ...all.map(s => s.points.at(-1)[0]));
     const [low, high] = this.range(all);
     const ink = lyco.css("--body-text-color-subdued"), line = lyco.css("--border-color-primary");
@@ -31,6 +31,7 @@ lyco.Plot = class {
     const y = v => box.top + (box.bottom - box.top) * (1 - (at(v) - at(low)) / (at(high) - at(low) || 1));
     this.grid(g, {x, y, box, low, high, last, ink, line, rate});
     for (const one of all) this.curve(g, one, {x, y: v => Math.max(box.top, y(v))});
+    if (apart) this.strip(g, apart, {x, box: {...box, top: box.bottom + 24, bottom: box.bottom + 74}, ink, line});
     this.rates(g, all, {x, rate, ink});
     this.marks(g, {x, box});
     this.tell(g, all, {x, y, box, last, ink});
@@ -96,6 +97,26 @@ lyco.Plot = class {
     g.stroke(); g.setLineDash([]);
   }
 
+  /* The mean of the first run minus that of the second at the steps both have, A minus B for a pair; null unless there are two. */
+  difference(all) {
+    if (all.length !== 2) return null;
+    const [a, b] = all[0].colour === "--b" ? [all[1], all[0]] : all, other = new Map(b.points.map(p => [p[0], p[2]]));
+    const points = a.points.filter(p => p[2] !== null && isFinite(other.get(p[0]) ?? NaN)).map(p => [p[0], p[2] - other.get(p[0])]);
+    return points.length > 1 ? {names: [a.name, b.name], points} : null;
+  }
+
+  strip(g, {points}, {x, box, ink, line}) {
+    const settled = points.slice(Math.floor(points.length * .02)), most = Math.max(1e-9, ...settled.map(p => Math.abs(p[1])));
+    const middle = Math.round((box.top + box.bottom) / 2) + .5, y = v => middle - (box.bottom - box.top) / 2 * Math.max(-1, Math.min(1, v / most));
+    g.strokeStyle = line; g.lineWidth = 1; g.beginPath(); g.moveTo(box.left, middle); g.lineTo(box.right, middle); g.stroke();
+    g.strokeStyle = lyco.css("--body-text-color"); g.lineWidth = 1.5; g.beginPath();
+    points.forEach(([step, v], i) => i ? g.lineTo(x(step), y(v)) : g.moveTo(x(step), y(v)));
+    g.stroke();
+    g.fillStyle = ink; g.textAlign = "right"; g.textBaseline = "middle";
+    g.fillText(`+${most.toPrecision(2)}`, box.left - 8, box.top + 4); g.fillText(`−${most.toPrecision(2)}`, box.left - 8, box.bottom - 4); g.fillText("A − B", box.left - 8, middle);
+    g.textBaseline = "alphabetic";
+  }
+
   rates(g, all, {x, rate}) {
     const most = Math.max(1e-12, ...all.map(s => Math.max(...s.points.map(p => p[3] || 0))));
     for (const {points, colour} of all) {
@@ -117,6 +138,13 @@ lyco.Plot = class {
     g.font = "11px system-ui, sans-serif";
   }
 
+  apart(all, step) {
+    const found = this.difference(all);
+    if (!found) return [];
+    const near = found.points.reduce((a, b) => Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a);
+    return [lyco.h("div", {}, `${found.names[0]} − ${found.names[1]}: ${near[1] < 0 ? "−" : "+"}${Math.abs(near[1]).toPrecision(2)}`)];
+  }
+
   tell(g, all, {x, box, last, ink}) {
     const {tip} = this;
     if (this.hover === null || this.hover < box.left || this.hover > box.right || !all.length) { tip.hidden = true; return; }
@@ -124,7 +152,7 @@ lyco.Plot = class {
     g.strokeStyle = ink; g.globalAlpha = .6; g.beginPath(); g.moveTo(x(step), box.top); g.lineTo(x(step), box.bottom); g.stroke(); g.globalAlpha = 1;
     const near = all.map(s => ({s, p: s.points.reduce((a, b) => Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a)}));
     lyco.fill(tip, ...near.map(({s, p}) => lyco.h("div", {}, lyco.h("i", {style: {background: `var(${s.colour})`}}),
-      `${s.name}: step ${p[0]}, loss ${p[1]?.toFixed(4)}, mean ${p[2]?.toFixed(4)}, lr ${p[3]?.toExponential(2)}`)));
+      `${s.name}: step ${p[0]}, loss ${p[1]?.toFixed(4)}, mean ${p[2]?.toFixed(4)}, lr ${p[3]?.toExponential(2)}`)), ...this.apart(all, step));
     tip.hidden = false;
     tip.style.left = this.hover > (box.left + box.right) / 2 ? "56px" : "auto";
     tip.style.right = this.hover > (box.left + box.right) / 2 ? "auto" : "16px";

@@ -21,8 +21,10 @@ from lycogui.toolwork import (
     for_form,
     free_place,
     from_recipe,
+    going_on,
     note,
     prepare,
+    settings_of,
     start,
     task_of,
     told,
@@ -94,7 +96,7 @@ def build(page: Page) -> None:
         with gr.Column(scale=4):
             page["tool view"] = mount(
                 "tools", "<div class='tools-root'></div>",
-                ("recipe", "again", "inspect", "compare", "base", "done"),
+                ("recipe", "again", "proceed", "inspect", "compare", "base", "done"),
                 value={"tool": tool, "id": ""}, elem_id="tool-view")
 
 
@@ -280,6 +282,18 @@ def connect_results(page: Page) -> None:
         return form.write(for_form(run)[0]) | {page.tabs: gr.Tabs(selected="train")}
 
     @shown
+    def load_run(event: gr.EventData) -> dict[Any, Any]:
+        run, said = for_form(settings_of(workspace, event.run))
+        tell(said)
+        return form.write(run)
+
+    @shown
+    def proceed(event: gr.EventData) -> dict[Any, Any]:
+        run, said = going_on(workspace, event.adapter)
+        tell(said)
+        return form.write(run) | {page.tabs: gr.Tabs(selected="train")}
+
+    @shown
     def use(event: gr.EventData) -> str:
         tell(f"{Path(event.folder).name} is the base model now.")
         return event.folder
@@ -287,6 +301,9 @@ def connect_results(page: Page) -> None:
     view = page["tool view"]
     on(view.recipe, load, outputs=form.inputs)
     on(view.again, again, outputs=form.inputs | {page.tabs})
+    on(page["monitor"].load, load_run, outputs=form.inputs)
+    for event in (view.proceed, page["monitor"].proceed):
+        on(event, proceed, outputs=form.inputs | {page.tabs})
     on(view.base, use, outputs=form.widgets["model.base"])
 
 

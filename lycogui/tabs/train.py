@@ -46,7 +46,7 @@ def build(page: Page) -> None:
                         form.place(section)
         with gr.Column(scale=4):
             page["monitor"] = mount("monitor", "<div class='monitor-root'></div>",
-                                    ("compare", "inspect"), elem_id="monitor")
+                                    ("compare", "inspect", "load", "proceed"), elem_id="monitor")
 
 
 def connect(page: Page) -> None:

@@ -21,6 +21,9 @@ class NetworkConfig:
                                          "out.", 0, 1_000_000, none="same")] = None
     conv_alpha: Annotated[float | None, Knob("Alpha of the convolutions larger than 1x1.", 0.01,
                                              1_000_000, none="same")] = None
+    weights: Annotated[str, Knob("Go on from this adapter: a run, or a .safetensors file of the "
+                                 "same algorithm, size and layers; empty: start at no change.",
+                                 label="Continue from", file=True)] = ""
     text_encoder: Annotated[bool, Knob("Train the text encoder too.")] = True
     options: Annotated[dict[str, Any], Knob("The algorithm's own settings.")] = field(
         default_factory=dict)

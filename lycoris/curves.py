@@ -1,0 +1,119 @@
+"""Loss curves as SVG: drawn from numbers, with the page's own colours (classes a and b)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT, STRIP = 1100, 300, 44
+LEFT, RIGHT, TOP = 56, 1088, 10
+MOST = 1500  # points of a line; a longer one is thinned
+
+
+@dataclass(frozen=True)
+class Curve:
+    """`points` are (step, loss, moving mean, learning rate); nan where a value is none."""
+
+    name: str
+    colour: str
+    points: Sequence[tuple[int, float, float, float]]
+
+
+def plot(curves: Sequence[Curve]) -> str:
+    """Loss over steps, each step faint and the mean bold, and the learning rate below."""
+    last = max(10, *(curve.points[-1][0] for curve in curves))
+    losses = [value for curve in curves for _, loss, mean, _ in curve.points
+              for value in (loss, mean) if math.isfinite(value)]
+    means = [mean for curve in curves for _, _, mean, _ in curve.points if math.isfinite(mean)]
+    low, high = (min(losses), _upper(losses, means)) if losses else (0.0, 1.0)
+    parts = [_grid(last, low, high, TOP, HEIGHT)]
+    for curve in curves:
+        for place, width, opacity in ((1, 1, 0.3), (2, 2, 1)):
+            line = [(p[0], min(p[place], high)) for p in curve.points if math.isfinite(p[place])]
+            parts.append(_line(line, last, (low, high), (TOP, HEIGHT), curve.colour, width,
+                               opacity))
+    most = max((p[3] for curve in curves for p in curve.points if math.isfinite(p[3])), default=0)
+    top = HEIGHT + 26
+    for curve in curves:
+        line = [(p[0], p[3]) for p in curve.points if math.isfinite(p[3])]
+        parts.append(_line(line, last, (0, most or 1), (top, top + STRIP), curve.colour, 1.5, 0.8))
+    parts.append(f'<text x="{LEFT - 8}" y="{top + STRIP - 2}" text-anchor="end">lr</text>'
+                 f'<text x="{LEFT - 8}" y="{top + 8}" text-anchor="end">{most:.2g}</text>')
+    return _svg("".join(parts), top + STRIP + 6, "Loss over steps: "
+                + ", ".join(curve.name for curve in curves))
+
+
+def difference(a: Curve, b: Curve) -> str:
+    """The mean of A minus that of B at the steps both have, over a line at zero."""
+    other = {point[0]: point[2] for point in b.points}
+    line = [(step, mean - other[step]) for step, _, mean, _ in a.points
+            if step in other and math.isfinite(mean - other[step])]
+    if not line:
+        return '<p class="faint">They have no step in common.</p>'
+    last, height = max(10, line[-1][0]), 120
+    reach = max(abs(value) for _, value in line[len(line) // 50:]) or 1e-6
+    zero = (TOP + height) / 2
+    parts = [_grid(last, -reach, reach, TOP, height, 2),
+             f'<line x1="{LEFT}" x2="{RIGHT}" y1="{zero}" y2="{zero}" stroke="var(--faint)"/>']
+    line = [(step, max(-reach, min(reach, value))) for step, value in line]
+    parts.append(_line(line, last, (-reach, reach), (TOP, height), "", 1.5, 1))
+    return _svg("".join(parts), height + 24, f"{a.name} minus {b.name}")
+
+
+def _upper(losses: Sequence[float], means: Sequence[float]) -> float:
+    """The highest value that is shown: a few steps far above all others would press those flat."""
+    ranked = sorted(losses)
+    usual = ranked[min(len(ranked) - 1, int(len(ranked) * 0.995))]
+    return max(usual, max(means, default=usual)) or 1.0
+
+
+def _svg(inner: str, height: float, label: str) -> str:
+    return (f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}">'
+            f"{inner}</svg>")
+
+
+def _grid(last: int, low: float, high: float, top: float, bottom: float, lines: int = 4) -> str:
+    parts = []
+    for number in range(lines + 1):
+        share = number / lines
+        y, value = bottom - share * (bottom - top), low + share * (high - low)
+        parts.append(f'<line x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
+                     f'stroke="var(--line)"/><text x="{LEFT - 8}" y="{y + 4:.1f}" '
+                     f'text-anchor="end">{value:.3g}</text>')
+    for number in range(6):
+        step = round(last * number / 5)
+        parts.append(f'<text x="{_x(step, last):.1f}" y="{bottom + 16:.1f}" '
+                     f'text-anchor="{"end" if number == 5 else "middle"}">{step:,}</text>')
+    return "".join(parts)
+
+
+def _x(step: float, last: int) -> float:
+    return LEFT + (RIGHT - LEFT) * step / last
+
+
+def _line(points: Sequence[tuple[int, float]], last: int, span: tuple[float, float],
+          box: tuple[float, float], colour: str, width: float, opacity: float) -> str:
+    if not points:
+        return ""
+    (low, high), (top, bottom) = span, box
+    scale = (bottom - top) / ((high - low) or 1)
+    drawn = " ".join(f"{_x(step, last):.1f},{bottom - (value - low) * scale:.1f}"
+                     for step, value in _thinned(points))
+    stroke = f"var(--{colour})" if colour else "var(--ink)"
+    return (f'<polyline points="{drawn}" fill="none" stroke="{stroke}" stroke-width="{width:g}" '
+            f'opacity="{opacity:g}" stroke-linejoin="round"/>')
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
+    """Of each stretch the lowest and the highest, and the very last."""
+    if len(points) <= MOST:
+        return points
+    stretch = -(-len(points) * 2 // MOST)
+    found = []
+    for start in range(0, len(points), stretch):
+        part = points[start:start + stretch]
+        ends = {min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])}
+        found += sorted(ends)
+    return [*found, points[-1]]
