@@ -76,10 +76,9 @@ def make(workspace: Workspace) -> list[Route]:
             text, name = await run_in_threadpool(views.report_of, workspace, names)
         except LycorisError as error:
             return Response(str(error), 404)
-        disposition = "attachment" if request.query_params.get("save") else "inline"
         return Response(text, media_type="text/html", headers={
             "content-security-policy": report.POLICY,
-            "content-disposition": f"{disposition}; filename*=UTF-8''{quote(name, safe='')}"})
+            "content-disposition": f"inline; filename*=UTF-8''{quote(name, safe='')}"})
 
     async def script(request: Request) -> Response:
         return Response(scripts(), media_type="text/javascript",
