@@ -326,6 +326,12 @@ def open_base(base: Path, family: str = "auto", chosen: Chosen = AS_IT_IS) -> Fa
                 return opened
         return kind.by_name(found, base)
     if not base.exists():
+        name = base.as_posix()
+        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not base.parent.exists():
+            raise ModelFileError(
+                f"There is no base model at {base}; a name of Hugging Face is not downloaded.",
+                f"Once, with a network: hf download {name} --local-dir models/{base.name} "
+                f"- then choose models/{base.name}.")
         raise ModelFileError(f"There is no base model at {base}.",
                              "Choose a model's .safetensors file, or its folder in the diffusers "
                              "layout; assets/tiny-sd is built in.")
