@@ -252,7 +252,8 @@ def _run(workspace: Workspace, run: RunFolder) -> dict[str, Any]:
         "total": history.started.total_steps if history.started else made.get("steps", 0),
         "loss": last.loss if last else None, "loss_avg": last.loss_avg if last else None,
         "pace": sum(pace) / len(pace) if pace else None,
-        "left": seconds_left(history), "seconds": sum(s.sec for s in history.steps),
+        "left": seconds_left(history), "stage_left": history.stage_left,
+        "seconds": sum(s.sec for s in history.steps),
         "memory": last.memory if last else None,
         "measured": asdict(history.measured) if history.measured else None,
         "norms": {"capped": last.capped, "mean": last.norm_mean, "most": last.norm_max}

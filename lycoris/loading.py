@@ -6,18 +6,19 @@ import torch
 
 from . import config, devices, quantised
 from .embeddings import Embeddings
-from .families import Family, Model
+from .families import Family, Model, Report, unheard
 from .prompts import Reading
 from .settings import Config
 
 
-def load(run: Config, family: Family, device: torch.device, precision: str) -> Model:
+def load(run: Config, family: Family, device: torch.device, precision: str,
+         report: Report = unheard) -> Model:
     """`precision` is that of the forward pass, which model.dtype may follow. EmbeddingError where a
     prompt names one that does not fit, before anything else is done."""
     kind = run.model.dtype
     packed = kind in quantised.KINDS
     model = family.load(torch.device("cpu") if packed else device,
-                        devices.base_dtype(kind, precision))
+                        devices.base_dtype(kind, precision), report)
     if packed:
         for part in model.modules.values():
             quantised.quantise(part, kind, device)

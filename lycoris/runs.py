@@ -79,6 +79,7 @@ class History:
     started_at: float = 0.0
     last_at: float = 0.0
     stage: events.Stage | None = None
+    stage_began: tuple[float, int] = (0.0, 0)  # when, and how much of it was done
     steps: list[events.Step] = field(default_factory=list)
     resumes: list[int] = field(default_factory=list)
     validations: list[events.Validated] = field(default_factory=list)
@@ -105,6 +106,8 @@ class History:
                 self.samples = [s for s in self.samples if s.step <= event.step]
                 self.saves = [s for s in self.saves if s.step <= event.step]
             case events.Stage():
+                if self.stage is None or self.stage.name != event.name:
+                    self.stage_began = (at, event.done)
                 self.stage = event
             case events.Step():
                 self.stage = None
@@ -120,6 +123,7 @@ class History:
                                 if (s.step, s.index, s.contestant) != place]
                 self.samples.append(event)
             case events.Saved():
+                self.stage = None
                 self.saves.append(event)
             case events.Paused():
                 self.paused, self.stage = True, None
@@ -133,6 +137,15 @@ class History:
                 self.failed = event
             case events.Finished():
                 self.finished = event
+
+    @property
+    def stage_left(self) -> float | None:
+        """Seconds until the end of what is done before or between steps, by its pace so far."""
+        began, first = self.stage_began
+        if self.stage is None or self.stage.done <= first:
+            return None
+        pace = (self.last_at - began) / (self.stage.done - first)
+        return pace * (self.stage.total - self.stage.done)
 
     @property
     def step(self) -> int:

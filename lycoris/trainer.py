@@ -100,11 +100,12 @@ class Session:
             durable.sweep(self.where)
             disk.require(self.plan, self.where)
         emit(events.Stage(LOADING, 0, 0))
-        self.model: Model = loading.load(run, self.plan.family, self.device, self.precision)
+        report = functools.partial(self._report, asked)
+        self.model: Model = loading.load(run, self.plan.family, self.device, self.precision, report)
         self.watch = machine.Watch(self.plan, self.device)
         self.doing = ENCODING
         self.kept = store.of(run)
-        self.feed = Feed(self.plan, self.model, functools.partial(self._report, asked), self.kept)
+        self.feed = Feed(self.plan, self.model, report, self.kept)
         self.model.train_mode(checkpointing=run.train.gradient_checkpointing)
         self.doing = BUILDING
         self.network = LycorisNetwork(
@@ -306,6 +307,7 @@ class Session:
 
     def save(self) -> None:
         self.doing, began = "saving", time.perf_counter()
+        self.emit(events.Stage(self.doing, 0, 0))
         if self.crew.first:
             self.keeper.save(self.progress)
             self.watch.took("checkpoint", began, 1)
@@ -314,6 +316,7 @@ class Session:
         self.doing = "saving"
         if not self.progress.step:
             raise Halted
+        self.emit(events.Stage(self.doing, 0, 0))
         name = ""
         if self.crew.first:
             name = self.keeper.finish(self.progress).name

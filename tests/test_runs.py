@@ -218,3 +218,14 @@ def test_list_runs_newest_first_and_only_runs(tmp_path: Path) -> None:
     assert runs.list_runs(tmp_path / "nowhere") == []
     with pytest.raises(RunError, match="not a run folder"):
         runs.open_run(tmp_path / "not a run")
+
+
+def test_the_time_a_stage_still_takes() -> None:
+    history = runs.History()
+    history.add(10.0, events.Stage("encoding", 8, 48))
+    history.add(14.0, events.Stage("encoding", 16, 48))
+    assert history.stage_left == 16.0
+    history.add(20.0, events.Stage("saving", 0, 0))
+    assert history.stage_left is None
+    history.add(21.0, events.Saved(3, "x", 1))
+    assert history.stage is None and history.stage_left is None

@@ -48,11 +48,21 @@ Settings = Callable[..., Config]
 
 
 def train(run: Config, asked: Callable[[], set[str]] = lambda: set(),
-          where: Path | None = None) -> tuple[list[events.Event], Path, events.Finished]:
-    """Run to the end in-process; (events, folder, how it ended)."""
+          where: Path | None = None, after: int | None = None, wanted: str = "stop",
+          ) -> tuple[list[events.Event], Path, events.Finished]:
+    """Run to the end in-process; (events, folder, how it ended). `wanted` is asked for once, after
+    so many steps."""
     seen: list[events.Event] = []
     folder = where or Path(run.output.folder) / config.run_name(run)
-    ended = trainer.run(plan.make(run), folder, seen.append, asked)
+    said: list[str] = []
+
+    def also_asked() -> set[str]:
+        if after is not None and not said and len(of(seen, events.Step)) == after:
+            said.append(wanted)
+            return {wanted}
+        return asked()
+
+    ended = trainer.run(plan.make(run), folder, seen.append, also_asked)
     return seen, folder, ended
 
 
@@ -259,9 +269,8 @@ def test_the_loss_scaler_skips_what_overflows(settings: Settings, monkeypatch: p
     assert ended.reason == "done" and len(of(seen, events.Step)) == 6
     norms = [step.grad_norm for step in of(seen, events.Step)]
     assert not any(map(math.isfinite, norms[:3])) and all(map(math.isfinite, norms[3:]))
-    answers = iter([set()] * 4 + [{"stop"}])
     run = settings("output.name=parts", *shared)
-    train(run, lambda: next(answers, set()))
+    train(run, after=3)
     state, _ = checkpoint.load(Path(run.output.folder) / "parts" / "state")
     assert state is not None and state.scaler["scale"] < 2.0**16
     assert not any(t.any() for k, t in state.tensors.items() if k.endswith("p.up"))
@@ -358,9 +367,8 @@ def test_schedule() -> None:
 
 @pytest.mark.parametrize("wanted", ["stop", "save", "sample"])
 def test_requests_are_seen_between_steps(settings: Settings, wanted: str) -> None:
-    answers = iter([set()] * 4 + [{wanted}])
     seen, folder, ended = train(settings("train.checkpoint_every=0"),
-                                lambda: next(answers, set()))
+                                after=3, wanted=wanted)
     if wanted == "stop":
         assert ended == events.Finished("stopped", 3, "one.safetensors")
         assert (folder / "one.safetensors").is_file() and checkpoint.found(folder / "state")
@@ -449,6 +457,8 @@ def test_an_old_checkpoint_that_cannot_go_ends_no_run(settings: Settings,
 def test_a_stop_before_the_first_step_saves_nothing(settings: Settings) -> None:
     seen, folder, ended = train(settings(), lambda: {"stop"})
     assert ended == events.Finished("stopped", 0, "") and not (folder / "one.safetensors").exists()
+    stages = [(stage.name, stage.done, stage.total) for stage in of(seen, events.Stage)]
+    assert stages == [("loading the model", 0, 0), ("loading the model", 1, 3)]  # between its parts
 
 
 FULL = ["network.dropout=0.1", "network.rank_dropout=0.1", "network.module_dropout=0.1",
@@ -485,8 +495,7 @@ def test_resuming_is_exact(settings: Settings, algo: str, optimizer: str, stops:
 def test_resuming_without_the_draws_would_differ(settings: Settings) -> None:
     """The control: another seed after the stop gives other bytes, so equality can fail."""
     _, whole, _ = train(settings("output.name=whole"))
-    answers = iter([set()] * 4 + [{"stop"}])
-    _, parts, _ = train(settings("output.name=parts"), lambda: next(answers, set()))
+    _, parts, _ = train(settings("output.name=parts"), after=3)
     train(settings("output.name=parts", "train.seed=43"))
     assert not same(whole / "whole.safetensors", parts / "parts.safetensors")
 
@@ -495,9 +504,8 @@ def test_resuming_without_the_draws_would_differ(settings: Settings) -> None:
 def test_a_damaged_state_is_recognised_and_the_one_before_is_used(settings: Settings,
                                                                   damage: str) -> None:
     _, whole, _ = train(settings("output.name=whole"))
-    answers = iter([set()] * 6 + [{"stop"}])
     run = settings("output.name=parts")
-    train(run, lambda: next(answers, set()))
+    train(run, after=5)
     newest = checkpoint.found(Path(run.output.folder) / "parts" / "state")[-1]
     data = bytearray(newest.read_bytes())
     if damage == "flip":
@@ -517,8 +525,7 @@ def test_pruning_leaves_what_was_just_written(settings: Settings) -> None:
     assert [p.name for p in damaged] == ["step-00000004.safetensors", "step-00000006.safetensors"]
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-100])
-    answers = iter([set()] * 4 + [{"stop"}])
-    seen, _, ended = train(run, lambda: next(answers, set()))
+    seen, _, ended = train(run, after=3)
     assert [w.fix for w in of(seen, events.Warned)] == [
         "No checkpoint is whole, so the run starts from the beginning."] * 2
     assert of(seen, events.Resumed)[0].step == 0 and ended.step == 3
@@ -641,8 +648,7 @@ def test_what_an_error_asks_for_is_possible_on_resuming(settings: Settings) -> N
 
     def go_on(name: str, *extra: str) -> tuple[list[events.Event], Path]:
         run = settings(f"output.name={name}", *shared, "output.dtype=fp32")
-        answers = iter([set()] * 4 + [{"stop"}])
-        train(run, lambda: next(answers, set()))
+        train(run, after=3)
         seen, where, ended = train(settings(f"output.name={name}", *shared, "output.dtype=fp32",
                                             *extra))
         assert of(seen, events.Resumed)[0].step == 3 and ended.step == 6

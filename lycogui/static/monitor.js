@@ -61,7 +61,7 @@ lyco.parts.monitor = ({element, trigger}) => {
   };
   const drawRun = run => {
     const done = run.total ? run.step / run.total : 0, facts = [h("b", {title: run.folder}, run.name), h("span", {}, run.about)];
-    if (run.state === "running" && run.stage) facts.push(h("span", {}, run.stage.total ? `${run.stage.name}, ${run.stage.done} of ${run.stage.total}` : run.stage.name));
+    if (run.state === "running" && run.stage) facts.push(h("span", {}, (run.stage.total ? `${run.stage.name}, ${run.stage.done} of ${run.stage.total}` : run.stage.name) + (run.stage_left ? `, ${lyco.time(run.stage_left)} left` : "")));
     if (run.state !== "running" || run.paused) facts.push(h("span", {}, run.paused ? "paused" : WORDS[run.state]));
     if (run.state === "done") facts.push(h("span", {}, `${lyco.count(run.step)} steps`));
     else if (run.step || run.state === "running") facts.push(h("span", {}, `step ${lyco.count(run.step)} of ${lyco.count(run.total)}`));

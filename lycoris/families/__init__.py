@@ -25,6 +25,12 @@ from ..prompts import Reading
 from ..registry import discover, pick
 from ..settings import ModelConfig
 
+Report = Callable[[int, int], None]
+
+
+def unheard(done: int, total: int) -> None:
+    """Nobody waits."""
+
 
 class Family:
     """Facts about one base model of this kind.
@@ -81,7 +87,8 @@ class Family:
         """Is the model in this folder one of ours?"""
         raise NotImplementedError
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> Model:
+    def load(self, device: torch.device, dtype: torch.dtype, report: Report = unheard) -> Model:
+        """`report(done, total)` hears of every part that is in memory."""
         raise NotImplementedError
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:

@@ -19,7 +19,7 @@ from .. import modelfiles, objectives, original, prompts, tensorfile, unetnames
 from ..algorithms import Layer
 from ..errors import ModelFileError
 from ..known import Known
-from . import AS_IT_IS, Chosen, Condition, Family, Model
+from . import AS_IT_IS, Chosen, Condition, Family, Model, Report, unheard
 
 # What a part's config must say, and what it then is.
 FACTS: Mapping[str, Mapping[str, type]] = {
@@ -171,9 +171,10 @@ class StableDiffusion(Family):
         name = layer.name.removeprefix(TEXT_LEVEL)
         return name, TEXT_LEVEL + name
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> StableDiffusionModel:
+    def load(self, device: torch.device, dtype: torch.dtype,
+             report: Report = unheard) -> StableDiffusionModel:
         self.require_files()
-        return StableDiffusionModel(self, device, dtype)
+        return StableDiffusionModel(self, device, dtype, report)
 
     def files(self) -> list[Path]:
         return list(dict.fromkeys(self._of(part).file(part)[0] for part in self.stems))
@@ -285,15 +286,19 @@ class StableDiffusionModel(Model):
     texts: ClassVar[Mapping[str, tuple[str, str, str]]] = {
         "text_encoder": ("CLIPTextModel", "tokenizer", "emb_params")}
 
-    def __init__(self, family: StableDiffusion, device: torch.device, dtype: torch.dtype):
+    def __init__(self, family: StableDiffusion, device: torch.device, dtype: torch.dtype,
+                 report: Report = unheard):
         import diffusers
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
+        loading: list[str] = []
 
         def part(kind: Any, name: str, precision: torch.dtype) -> nn.Module:
-            loaded = family.build(kind, name, precision)
-            return loaded.to(device).requires_grad_(False).eval()
+            loaded = family.build(kind, name, precision).to(device)
+            loading.append(name)
+            report(len(loading), len(self.texts) + 2)
+            return loaded.requires_grad_(False).eval()
 
         def encoder(name: str, kind: str, words: str, key: str) -> prompts.Encoder:
             tokenizer = modelfiles.tokenizer(family.source, words, name)

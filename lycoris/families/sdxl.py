@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import prompts, unetnames
 from ..algorithms import Layer
 from ..known import Known
-from . import AS_IT_IS, Chosen, Condition
+from . import AS_IT_IS, Chosen, Condition, Report, unheard
 from .sd import (
     BLOCKS,
     CONVOLUTIONS,
@@ -83,9 +83,10 @@ class StableDiffusionXL(StableDiffusion):
         super().__init__(base, chosen)
         self.layers = _written(self.layers)
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> StableDiffusionXLModel:
+    def load(self, device: torch.device, dtype: torch.dtype,
+             report: Report = unheard) -> StableDiffusionXLModel:
         self.require_files()
-        return StableDiffusionXLModel(self, device, dtype)
+        return StableDiffusionXLModel(self, device, dtype, report)
 
     @property
     def original_kind(self) -> str:
