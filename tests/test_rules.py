@@ -17,6 +17,7 @@ from lycoris.algorithms import Layer
 from lycoris.assignments import Assignment, assign, assign_family
 from lycoris.errors import ConfigError
 from lycoris.families import Family
+from lycoris.learner import Learner
 from lycoris.network import LycorisNetwork
 from lycoris.runs import RunFolder
 from lycoris.settings import NetworkConfig
@@ -147,7 +148,7 @@ def test_groups_have_the_rates_of_layers_parts_and_lora_plus(settings: Settings)
     made = plan.make(run)
     model = made.family.load(torch.device("cpu"), torch.float32)
     network = LycorisNetwork(made.assignments, model.modules)
-    optimizer = trainer._optimizer(made, network)
+    optimizer = Learner(run, network).optimizer
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for adapter in network:
         part, name = adapter.layer.part, adapter.layer.name

@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -323,7 +324,8 @@ def test_what_was_not_finite_first_is_named(settings: Settings, spoilt: str, wor
         next(session.network.targets[layer].parameters()).register_hook(
             lambda gradient: gradient * math.nan)
     elif spoilt == "latents":
-        session.feed.latents[bad] = session.feed.latents[bad] * math.inf
+        own = session.feed.latents[bad]
+        session.feed.latents[bad] = replace(own, latents=own.latents * math.inf)
     else:
         real = session.lesson.loss
         session.lesson.loss = lambda batch: real(batch) * math.nan  # type: ignore[method-assign]
