@@ -68,7 +68,7 @@ lyco.parts.monitor = ({element, trigger}) => {
     if (run.pace) facts.push(h("span", {}, run.pace < 1 ? `${(1 / run.pace).toFixed(1)} steps/s` : `${run.pace.toFixed(1)} s/step`));
     if (run.loss_avg !== null) facts.push(h("span", {}, `loss ${run.loss_avg.toFixed(4)}`));
     if (run.validation !== null) facts.push(h("span", {title: ["On the pictures that are held out. By timestep:", ...Object.entries(run.by_timestep || {}).map(([t, v]) => `${t}: ${v.toFixed(4)}`)].join("\n")}, `val/loss ${run.validation.toFixed(4)}`));
-    if (run.cached) facts.push(h("span", {title: `${run.cached.folder}, ${lyco.count(run.cached.files)} files, of this run and of others`}, `${lyco.memory(run.cached.bytes)} in the cache`));
+    if (run.cached && run.cached.bytes >= 2 ** 20) facts.push(h("span", {title: `${run.cached.folder}, ${lyco.count(run.cached.files)} files, of this run and of others`}, `${lyco.memory(run.cached.bytes)} in the cache`));
     if (run.measured) facts.push(h("span", {title: "The highest memory as it was predicted, and as it was; the next prediction knows"}, `${lyco.memory(run.measured.predicted)} of memory predicted, ${lyco.memory(run.measured.memory)} measured`));
     else if (run.memory) facts.push(h("span", {}, `${lyco.memory(run.memory)} memory`));
     if (run.norms) facts.push(h("span", {title: "Frobenius norms of the layers' scaled changes; max norm shrinks the longest"},

@@ -113,7 +113,7 @@ lyco.Plot = class {
     points.forEach(([step, v], i) => i ? g.lineTo(x(step), y(v)) : g.moveTo(x(step), y(v)));
     g.stroke();
     g.fillStyle = ink; g.textAlign = "right"; g.textBaseline = "middle";
-    g.fillText(`+${most.toPrecision(2)}`, box.left - 8, box.top + 4); g.fillText(`−${most.toPrecision(2)}`, box.left - 8, box.bottom - 4); g.fillText("A − B", box.left - 8, middle);
+    g.fillText(`+${most.toPrecision(1)}`, box.left - 8, box.top + 4); g.fillText(`−${most.toPrecision(1)}`, box.left - 8, box.bottom - 4); g.fillText("A − B", box.left - 8, middle);
     g.textBaseline = "alphabetic";
   }
 
