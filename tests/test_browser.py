@@ -223,7 +223,7 @@ def test_another_base_model(app: App, page: Any, small_base: Path) -> None:
     page.get_by_text("Made for 16 px").wait_for()
     page.get_by_role("button", name="Use the embedded model").click()
     page.get_by_text("Made for 64 px").wait_for()
-    page.get_by_role("button", name="Close", exact=True).click()
+    page.locator("#base-panel").get_by_role("button", name="Close", exact=True).click()
     page.locator("#base-panel").wait_for(state="hidden")
     settled(app, "base", '"assets/tiny-sd"')
 
