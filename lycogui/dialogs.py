@@ -1,4 +1,5 @@
-"""The system's own folder dialog, in a process of its own so that it can never hang the page."""
+"""The system's own dialogs for a folder or a file, in a process of their own so that they can never
+hang the page."""
 
 from __future__ import annotations
 
@@ -10,13 +11,15 @@ from pathlib import Path
 
 from lycoris.errors import LycorisError
 
-TITLE = "Choose a folder"
 TIMEOUT = 600  # seconds a forgotten dialog may stay open
 TKINTER = """
 import sys, tkinter
 from tkinter import filedialog
+title, start, ending = sys.argv[1:]
 root = tkinter.Tk(); root.withdraw(); root.attributes("-topmost", True)
-print(filedialog.askdirectory(title=sys.argv[1], initialdir=sys.argv[2], mustexist=True), end="")
+print(filedialog.askopenfilename(title=title, initialdir=start, filetypes=[(ending, "*" + ending)])
+      if ending else
+      filedialog.askdirectory(title=title, initialdir=start, mustexist=True), end="")
 """
 
 
@@ -25,8 +28,18 @@ def choose_folder(start: Path) -> str:
 
     Raises LycorisError where this system has no dialog to show.
     """
-    start = start if start.is_dir() else Path.home()
-    for command in _commands(start):
+    return _chosen(start, "")
+
+
+def choose_file(start: Path, ending: str) -> str:
+    """As `choose_folder`, a file whose name has that ending, e.g. ".safetensors"."""
+    return _chosen(start, ending)
+
+
+def _chosen(start: Path, ending: str) -> str:
+    what = "file" if ending else "folder"
+    near = next((place for place in (start, start.parent) if place.is_dir()), Path.home())
+    for command in _commands(near, ending, f"Choose a {ending or what}"):
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT,
                                   check=False)
@@ -36,23 +49,26 @@ def choose_folder(start: Path) -> str:
             return done.stdout.strip()
         if not done.stderr.strip():  # zenity and osascript say nothing when cancelled
             return ""
-    raise LycorisError("This system has no folder dialog to show.",
-                       "Type or paste the folder's path instead.")
+    raise LycorisError(f"This system has no {what} dialog to show.",
+                       f"Type or paste the {what}'s path instead.")
 
 
-def _commands(start: Path) -> list[list[str]]:
+def _commands(start: Path, ending: str, title: str) -> list[list[str]]:
     if sys.platform == "darwin":
-        script = (f'POSIX path of (choose folder with prompt "{TITLE}" '
+        what = f'file of type {{"{ending[1:]}"}}' if ending else "folder"
+        script = (f'POSIX path of (choose {what} with prompt "{title}" '
                   f'default location POSIX file "{start}")')
         return [["osascript", "-e", script]]
     found: list[list[str]] = []
     if sys.platform.startswith("linux"):
         if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             return []
+        kind = [f"--file-filter=*{ending}"] if ending else ["--directory"]
         if shutil.which("zenity"):
-            found.append(["zenity", "--file-selection", "--directory", f"--title={TITLE}",
+            found.append(["zenity", "--file-selection", *kind, f"--title={title}",
                           f"--filename={start}/"])
         if shutil.which("kdialog"):
-            found.append(["kdialog", "--getexistingdirectory", str(start)])
-    found.append([sys.executable, "-c", TKINTER, TITLE, str(start)])
+            found.append(["kdialog", "--getopenfilename", str(start), f"*{ending}"] if ending
+                         else ["kdialog", "--getexistingdirectory", str(start)])
+    found.append([sys.executable, "-c", TKINTER, title, str(start), ending])
     return found

@@ -89,6 +89,28 @@ def test_no_window_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert server._browser() is None
     with pytest.raises(LycorisError, match="no folder dialog"):
         dialogs.choose_folder(Path("/"))
+    with pytest.raises(LycorisError, match="no file dialog"):
+        dialogs.choose_file(Path("/"), ".safetensors")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the dialog is a script for sh")
+def test_a_file_or_a_folder_is_chosen_in_the_systems_dialog(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside what is chosen now; a cancelled dialog chooses nothing."""
+    asked, program = tmp_path / "asked.txt", tmp_path / "zenity"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {asked}\necho /models/x; exit $CODE\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(dialogs.sys, "platform", "linux")
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CODE", "0")
+    assert dialogs.choose_file(program, ".safetensors") == "/models/x"
+    said = asked.read_text().splitlines()
+    assert f"--filename={tmp_path}/" in said and "--file-filter=*.safetensors" in said
+    assert dialogs.choose_folder(tmp_path) == "/models/x"
+    assert "--directory" in asked.read_text().splitlines()
+    monkeypatch.setenv("CODE", "1")
+    assert dialogs.choose_file(program, ".safetensors") == ""
 
 
 def test_a_stale_lock_is_no_running_app(tmp_path: Path) -> None:

@@ -25,10 +25,11 @@ def build(page: Page) -> None:
             with gr.Column(scale=2):
                 page["base facts"] = gr.HTML(apply_default_css=False)
                 with gr.Row():
-                    page["base choose"] = gr.Button("Choose folder", size="md", min_width=120)
+                    page["base file"] = gr.Button("Choose file", size="md", min_width=120)
+                    page["base folder"] = gr.Button("Choose folder", size="md", min_width=120)
+                with gr.Row():
                     page["base embedded"] = gr.Button("Use the embedded model", size="md",
                                                       min_width=160)
-                with gr.Row():
                     page["base settings"] = gr.Button("Take its recommended settings", size="md",
                                                       min_width=200)
                     page["base close"] = gr.Button("Close", size="md", min_width=80)
@@ -43,7 +44,11 @@ def connect(page: Page) -> None:
         return describe(page, values)
 
     @shown
-    def choose(path: str) -> Any:
+    def choose_file(path: str) -> Any:
+        return dialogs.choose_file(config.find(path), ".safetensors") or gr.skip()
+
+    @shown
+    def choose_folder(path: str) -> Any:
         return dialogs.choose_folder(config.find(path)) or gr.skip()
 
     @shown
@@ -60,7 +65,8 @@ def connect(page: Page) -> None:
 
     on(page["header"].base, lambda: gr.update(visible=True), outputs=page["base panel"])
     on(page["base close"].click, lambda: gr.update(visible=False), outputs=page["base panel"])
-    on(page["base choose"].click, choose, inputs=base, outputs=base)
+    on(page["base file"].click, choose_file, inputs=base, outputs=base)
+    on(page["base folder"].click, choose_folder, inputs=base, outputs=base)
     on(page["base embedded"].click, lambda: EMBEDDED, outputs=base)
     on(page["base settings"].click, recommended, inputs=form.inputs, outputs=form.inputs)
     for event in (base.change, form.widgets["model.family"].change, page["header"].base):
@@ -77,6 +83,7 @@ def describe(page: Page, values: dict[Any, Any]) -> str:
         return (f"<div class='card bad' role='alert'><b>This base cannot be used</b>"
                 f"<p>{html.escape(error.message)}</p><p>{html.escape(error.fix)}</p></div>")
     prediction = family.metadata["modelspec.prediction_type"]
-    return (f"<p class='note'><b>{html.escape(family.base.name)}</b>, {html.escape(family.label)}. "
-            f"Made for {family.resolution} px, predicts {html.escape(prediction)}, "
+    layout = "one file" if family.base.is_file() else "a folder in the diffusers layout"
+    return (f"<p class='note'><b>{html.escape(family.base.name)}</b>, {html.escape(family.label)}, "
+            f"{layout}. Made for {family.resolution} px, predicts {html.escape(prediction)}, "
             f"{len(family.layers)} layers, captions of {family.max_tokens} tokens a chunk.</p>")
