@@ -117,7 +117,8 @@ class Resize:
 class Convert:
     title: ClassVar[str] = "Convert"
     dialect: Annotated[str, Knob("What the tensors are called; other keys need the base.",
-                                 choices=("keep", "kohya", "lycoris", "diffusers", "peft"),
+                                 choices=("keep", "kohya", "lycoris", "diffusers", "onetrainer",
+                                          "ai-toolkit", "peft"),
                                  label="Keys")] = "keep"
     algo: Annotated[str, Knob("For programs that do not know the algorithm.",
                               choices=("keep", "lora", "full"), label="Algorithm")] = "keep"

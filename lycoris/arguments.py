@@ -115,7 +115,8 @@ def _tools(verb: Callable[..., argparse.ArgumentParser]) -> None:
         ("--value", "the rule's own number", {"type": float}),
         ("--conv-dim", "--dim of convolutions larger than 1x1", {"type": int}),
         ("--conv-value", "--value of convolutions larger than 1x1", {"type": float}))
-    keys = _options(("--dialect", "keep, kohya, lycoris or diffusers; convert also peft", {}))
+    keys = _options(("--dialect", "keep, kohya, lycoris, diffusers, "
+                      "onetrainer or ai-toolkit; convert also peft", {}))
 
     look = verb("inspect", "What a file, a run or the catalogues hold.", common)
     look.add_argument("what", help="an adapter file, a run folder, or catalogues")

@@ -43,7 +43,7 @@ DIALECTS = {
     "lycoris wrapper": r"lycoris_",
     "kohya": r"lora_(unet|te\d?)_",
     "OneTrainer": r"lora_(unet|te\d?|transformer|prior_unet|prior_te)[._]|clip_[lg]\."
-                  r"|unet\.(input_blocks|middle_block|output_blocks|time_embed|out)\.",
+                  r"|unet\.(input_blocks|middle_block|output_blocks|time_embed|out|label_emb)\.",
     "diffusers": r"(unet|transformer|text_encoder(_\d)?)\.",
     "PEFT": r"base_model\.model\.",
     "ai-toolkit": r"(diffusion_model|text_encoders)\."}
@@ -317,7 +317,7 @@ def rewrite(groups: Iterable[tuple[Layer, Mapping[str, Tensor]]],
     unsaid: list[str] = []
     for layer, group in groups:
         name = key(layer, dialect)
-        words = _diffusers(layer, group) if dialect == "diffusers" else _kohya(group)
+        words = WORDS.get(dialect, _kohya)(layer, group)
         if words is None:
             unsaid.append(name)
         found.update({f"{name}.{suffix}": tensor for suffix, tensor in (words or {}).items()})
@@ -329,7 +329,7 @@ def rewrite(groups: Iterable[tuple[Layer, Mapping[str, Tensor]]],
     return found
 
 
-def _kohya(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _kohya(layer: Layer, group: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The group itself; with the alpha without which some readers fail (dim, where there was none
     and it counts)."""
     read = identify({suffix: tuple(tensor.shape) for suffix, tensor in group.items()})
@@ -339,20 +339,39 @@ def _kohya(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _diffusers(layer: Layer, group: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """lora_A and lora_B with the scale worked into lora_B, where every reader finds it: diffusers
-    refuses a file with an alpha under these names, and other programs ignore its metadata."""
-    read = identify({suffix: tuple(tensor.shape) for suffix, tensor in group.items()})
+    """LoRA alone, with DoRA's lengths in PEFT's words; None for anything else."""
     dora = group.get("dora_scale")
     axis = True if dora is None else dora_on_output(tuple(dora.shape), layer)
-    if read is None or "lora_up.weight" not in group or not axis:
+    found = _folded(layer, group) if axis else None
+    if found is not None and dora is not None:
+        # With .weight both of diffusers' ways take it, PEFT's for the UNet, transformers' for text.
+        found["lora_magnitude_vector.weight"] = dora.reshape(
+            (1, layer.out, *(1 for _ in layer.kernel)) if layer.kernel else (layer.out,))
+    return found
+
+
+def _toolkit(layer: Layer, group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """LoRA as lora_A and lora_B, every other algorithm in its own words."""
+    found = _folded(layer, group)
+    if found is None:
+        return _kohya(layer, group)
+    return found | {suffix: t for suffix, t in group.items() if suffix == "dora_scale"}
+
+
+def _folded(layer: Layer, group: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """lora_A and lora_B with the scale worked into lora_B, where every reader finds it: diffusers
+    refuses a file with an alpha under these names, and other programs ignore its metadata. None
+    where it is no LoRA."""
+    read = identify({suffix: tuple(tensor.shape) for suffix, tensor in group.items()})
+    if read is None or "lora_up.weight" not in group:
         return None
     up, r = group["lora_up.weight"], read[1]
     ones = (1,) * len(layer.kernel)
     scale = group["alpha"].item() / r if "alpha" in group else 1.0
-    found = {"lora_A.weight": sources.conv_down(group).to(up.dtype).reshape(r, *layer.shape[1:]),
-             "lora_B.weight": (up.float() * scale).to(up.dtype).reshape(layer.out, r, *ones)}
-    if dora is not None:
-        # With .weight both of diffusers' ways take it, PEFT's for the UNet, transformers' for text.
-        found["lora_magnitude_vector.weight"] = dora.reshape(
-            (1, layer.out, *ones) if ones else (layer.out,))
-    return found
+    return {"lora_A.weight": sources.conv_down(group).to(up.dtype).reshape(r, *layer.shape[1:]),
+            "lora_B.weight": (up.float() * scale).to(up.dtype).reshape(layer.out, r, *ones)}
+
+
+# {dialect: how it words a group}; the others as kohya.
+WORDS: Mapping[str, Callable[[Layer, Mapping[str, Tensor]], dict[str, Tensor] | None]] = {
+    "diffusers": _diffusers, "ai-toolkit": _toolkit}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,10 @@ from .sources import Source
 
 KEEP = "keep"
 DTYPES = (KEEP, *tensorfile.DTYPES)
-DIALECTS = (KEEP, "kohya", "lycoris", "diffusers")
-DOTTED = ("diffusers", "PEFT", "ai-toolkit", "bare paths")  # whose names are dotted paths
+DIALECTS = (KEEP, "kohya", "lycoris", "diffusers", "onetrainer", "ai-toolkit")
+# {who wrote a file: in what it is written again}; LoRAs with dotted paths in diffusers' keys.
+AGAIN = {"ai-toolkit": "ai-toolkit", "OneTrainer": "onetrainer", "lycoris": "lycoris"}
+DOTTED = ("diffusers", "PEFT", "bare paths")
 _FLOATS = {name: dtype for dtype, name in tensorfile.NAMES.items() if dtype.is_floating_point}
 
 
@@ -187,13 +189,27 @@ def keyed(groups: Sequence[tuple[Layer, Mapping[str, Tensor]]], family: Family |
           dialect: str) -> dict[str, Tensor]:
     """{key: tensor} of a file; without a family the layers' names are those of the source file."""
     if family is not None:
-        return dialects.rewrite(groups, family.key, dialect)
+        return dialects.rewrite(groups, names_in(family), dialect)
     found: dict[str, Tensor] = {}
     for layer, group in groups:
         plain = "lora_up.weight" in group and not {"dora_scale", *sources.SPARSE} & set(group)
-        words = "diffusers" if "." in layer.name and plain else "kohya"
+        dotted = "." in layer.name and dialects.dialect_of(layer.name) != "OneTrainer"
+        words = "diffusers" if dotted and plain else "kohya"
         found |= dialects.rewrite([(layer, group)], lambda named, _: named.name, words)
     return found
+
+
+def names_in(family: Family) -> Callable[[Layer, str], str]:
+    """(layer, dialect) -> how its tensors' keys begin, in every dialect."""
+    originals = family.other_paths(family.layers)
+
+    def name(layer: Layer, dialect: str) -> str:
+        if dialect not in family.original_prefixes:
+            return family.key(layer, dialect)
+        path = next(iter(originals.get(layer, ())), family.path_in_file(layer))
+        return f"{family.original_prefixes[dialect][layer.part]}.{path}"
+
+    return name
 
 
 def dialect_for(asked: str, deltas: Sequence[Deltas], family: Family | None,
@@ -208,11 +224,14 @@ def dialect_for(asked: str, deltas: Sequence[Deltas], family: Family | None,
         return asked
     if family is None:
         return spoken
+    for writer, again in AGAIN.items():
+        if writer in spoken:
+            return again
     if any(each in spoken for each in DOTTED) and all(
             "lora_up.weight" in group and not set(sources.SPARSE) & set(group)
             for _, group in groups):
         return "diffusers"
-    return "lycoris" if "lycoris" in spoken else "kohya"
+    return "kohya"
 
 
 def place(out: str | Path, origins: Sequence[Path], bases: Sequence[Path | None],

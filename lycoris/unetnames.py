@@ -18,6 +18,13 @@ TOP = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out
 IN_RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0",
              "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
              "conv_shortcut": "skip_connection"}
+# {dialect with the original's paths: {part: how its names begin}}. OneTrainer's are of the OMI
+# convention; ai-toolkit's are ComfyUI's own names of the parts too.
+PREFIXES = {
+    "onetrainer": {"unet": "unet", "text_encoder": "clip_l", "text_encoder_2": "clip_g"},
+    "ai-toolkit": {"unet": "diffusion_model",
+                   "text_encoder": "text_encoders.clip_l.transformer",
+                   "text_encoder_2": "text_encoders.clip_g.transformer"}}
 BLOCK = re.compile(r"((?:down|up)_blocks\.\d+|mid_block)\.(\w+)\.(\d+)\.(.+)")
 
 

@@ -318,6 +318,41 @@ def test_diffusers_names_and_back(shop: Workshop, tmp_path: Path) -> None:
                                 base=shop.base))
 
 
+@pytest.mark.parametrize("dialect", ["onetrainer", "ai-toolkit"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_original_codes_names_and_back(shop: Workshop, tmp_path: Path, case: str,
+                                           dialect: str) -> None:
+    path, there, back = shop.adapter(case), tmp_path / NEW, tmp_path / "back.safetensors"
+    ended = run(convert.Convert(path, str(there), dialect, base=shop.base))
+    assert ended.dialect == dialect
+    found = AdapterFile(there)
+    assert found.dialect == {"onetrainer": "OneTrainer"}.get(dialect, dialect), "and no other"
+    assert not any("lora_unet" in key or "_blocks_" in key for key in found.entries)
+    run(convert.Convert(there, str(back), "kohya", base=shop.base))
+    if (dialect, case) != ("ai-toolkit", "lora tucker"):  # whose core is worked into lora_A
+        assert AdapterFile(path).entries.keys() == AdapterFile(back).entries.keys()
+    assert relative(shop.deltas(back), shop.deltas(path)) < 1e-6
+    again = tmp_path / "again.safetensors"
+    run(convert.Convert(there, str(again), base=shop.base, dtype="fp32"))
+    assert AdapterFile(again).entries.keys() == found.entries.keys(), "it keeps its names"
+
+
+def test_the_keys_that_onetrainer_and_ai_toolkit_look_for(shop: Workshop, tmp_path: Path) -> None:
+    ends = {"onetrainer": (".lora_down.weight", ".lora_up.weight", ".alpha"),
+            "ai-toolkit": (".lora_A.weight", ".lora_B.weight")}
+    names = {"onetrainer": ("unet.time_embed.0", "unet.middle_block.2.out_layers.3",
+                            "clip_l.text_model.encoder.layers.0.mlp.fc1"),
+             "ai-toolkit": ("diffusion_model.time_embed.0",
+                            "diffusion_model.middle_block.2.out_layers.3",
+                            "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1")}
+    for dialect in ends:
+        there = tmp_path / f"{dialect}.safetensors"
+        run(convert.Convert(shop.adapter("lora"), str(there), dialect, base=shop.base))
+        keys = set(AdapterFile(there).entries)
+        assert {name + end for name in names[dialect] for end in ends[dialect]} <= keys
+        assert all(key.endswith(ends[dialect]) for key in keys)
+
+
 @pytest.mark.parametrize("case", ["lora", "dora", "loha", "lokr full", "lokr both",
                                   "loha tucker", "lokr tucker"])
 def test_peft_loads_what_is_written_for_it(shop: Workshop, tmp_path: Path, case: str) -> None:

@@ -48,7 +48,9 @@ RULES = {"dim": "fixed dim", "first": "first ranks, as of a DyLoRA",
          "sv_ratio": "ratio to the largest (sv_ratio)", "threshold": "threshold",
          "lossless": "everything (lossless)"}
 KEYS = {"keep": "as they are", "kohya": "kohya: A1111, Forge, ComfyUI",
-         "lycoris": "LyCORIS wrapper", "diffusers": "diffusers", "peft": "PEFT, a folder"}
+         "lycoris": "LyCORIS wrapper", "diffusers": "diffusers",
+         "onetrainer": "OneTrainer", "ai-toolkit": "ai-toolkit, ComfyUI's own names",
+         "peft": "PEFT, a folder"}
 KEEP = {"keep": "as it is"}
 ALGORITHMS = {"lora": "LoRA", "lokr": "LoKr", "full": "Full: the differences themselves", **KEEP}
 INTO = {"model": "the base: a whole model", "exact": "one adapter, exactly",

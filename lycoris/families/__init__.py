@@ -44,6 +44,8 @@ class Family:
     prefixes: ClassVar[Mapping[str, str]] = {}  # {part: how its keys begin}
     # {part: how they begin in other programs' files, dots as underscores}; "" for bare paths
     other_prefixes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    # {dialect with the original code's dotted paths: {part: how they begin}}
+    original_prefixes: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     blocks: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     classes: ClassVar[Mapping[str, str]] = {}  # {class name of a bare module: its part}

@@ -64,6 +64,7 @@ class StableDiffusion(Family):
         "unet": ("lycoris", "unet", "diffusion_model", "model_diffusion_model", ""),
         "text_encoder": ("lora_te1", "lycoris", "text_encoder", "clip_l",
                          "text_encoders_clip_l_transformer", "")}
+    original_prefixes = unetnames.PREFIXES
     classes = {"UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder"}
     # {part: how its weight file is called}, and the folders without weights
     stems: ClassVar[Mapping[str, str]] = {
