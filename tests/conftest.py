@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,33 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import pytest
 import torch
+from nursery import Nursery
 from PIL import Image, ImageDraw
 
 from lycoris import config
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_SD = ROOT / "assets" / "tiny-sd"
+# Engines outlive who started them, as they should. Those of tests carry this in their environment,
+# by which they are found and ended however the tests end, by kill -9 too.
+MARK = "LYCOGUI_TESTS"
+UNDERTAKER = f"""
+import contextlib, sys, psutil
+sys.stdin.read()  # ends with the process of the tests
+for process in psutil.process_iter():
+    with contextlib.suppress(psutil.Error):
+        if process.environ().get({MARK!r}) == sys.argv[1]:
+            process.kill()
+"""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    mark = secrets.token_hex(8)
+    others = {name: value for name, value in os.environ.items() if name != MARK}
+    undertaker = subprocess.Popen([sys.executable, "-c", UNDERTAKER, mark], env=others,
+                                  stdin=subprocess.PIPE, start_new_session=True)
+    config.add_cleanup(undertaker.communicate)
+    os.environ[MARK] = mark
 
 
 def make_base(folder: Path, *, cross: int = 16, prediction: str = "epsilon") -> Path:
@@ -72,20 +96,39 @@ def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("base") / "small")
 
 
+def draw_pictures(folder: Path, count: int = 5, size: tuple[int, int] = (48, 48)) -> Path:
+    """Pictures 1.png.. with captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1, count + 1):
+        image = Image.new("RGB", size, (40 * number % 255, 90, 200 - 30 * number % 200))
+        ImageDraw.Draw(image).ellipse((8, 8, 8 + 4 * number, 30), fill="white")
+        image.save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a ball, number {number}\n", "utf-8")
+    return folder
+
+
+def small_run(base: Path, pictures: Path, runs: Path) -> list[str]:
+    """The settings of a run on the small base that takes a second."""
+    return [
+        f"model.base={base}", f"dataset.folder={pictures}",
+        f"output.folder={runs}", "output.name=one", "dataset.resolution=16",
+        "dataset.bucket_step=4", "network.preset=full", "network.dim=2", "network.alpha=2",
+        "train.steps=6", "train.batch_size=2", "train.checkpoint_every=2", "sample.every=0",
+        "sample.steps=2", "sample.seeds=1", "optimizer.lr=0.01", "optimizer.name=AdamW",
+        'sample.prompts=["a ball"]']
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    made = Nursery()
+    yield made
+    made.close()
+
+
 @pytest.fixture
 def make_pictures() -> Callable[..., Path]:
     """make_pictures(folder, count, size=(48, 48)): pictures 1.png.. with captions."""
-
-    def make(folder: Path, count: int = 5, size: tuple[int, int] = (48, 48)) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
-        for number in range(1, count + 1):
-            image = Image.new("RGB", size, (40 * number % 255, 90, 200 - 30 * number % 200))
-            ImageDraw.Draw(image).ellipse((8, 8, 8 + 4 * number, 30), fill="white")
-            image.save(folder / f"{number}.png")
-            (folder / f"{number}.txt").write_text(f"a ball, number {number}\n", "utf-8")
-        return folder
-
-    return make
+    return draw_pictures
 
 
 @pytest.fixture
@@ -98,13 +141,7 @@ def settings(small_base: Path, pictures: Path, tmp_path: Path) -> Callable[..., 
     """settings("path=value", ...): a run on the small base that takes a second."""
 
     def make(*overrides: str) -> config.Config:
-        return config.load(None, [
-            f"model.base={small_base}", f"dataset.folder={pictures}",
-            f"output.folder={tmp_path / 'runs'}", "output.name=one", "dataset.resolution=16",
-            "dataset.bucket_step=4", "network.preset=full", "network.dim=2", "network.alpha=2",
-            "train.steps=6", "train.batch_size=2", "train.checkpoint_every=2", "sample.every=0",
-            "sample.steps=2", "sample.seeds=1", "optimizer.lr=0.01", "optimizer.name=AdamW",
-            'sample.prompts=["a ball"]', *overrides])
+        return config.load(None, [*small_run(small_base, pictures, tmp_path / "runs"), *overrides])
 
     return make
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -21,6 +22,23 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+STEP = "torch.nn.utils.clip_grad_norm_"  # once in every step, before the optimiser's
+MOMENTS = {STEP: 1, "os.fsync": 4, "os.replace": 2}  # {at what to die: calls of a saved step}
+
+
+def mortal(algo: str, optimiser: str, steps: int) -> list[str]:
+    """The settings of a run that saves every step, for one that is killed; dropout and dropped
+    captions show whether what is drawn goes on too."""
+    return [f"network.algo={algo}", f"optimizer.name={optimiser}", f"train.steps={steps}",
+            "network.preset=attn-only", "network.dim=4", "network.dropout=0.1",
+            "train.checkpoint_every=1", "train.keep_checkpoints=1", "output.dtype=fp32",
+            "dataset.caption_dropout=0.3", "optimizer.schedule=constant", "optimizer.warmup=0"]
+
+
+def moment(draw: random.Random, steps: int) -> list[Any]:
+    """Where, in that many steps, to die: as `die` takes it."""
+    name = draw.choice(list(MOMENTS))
+    return [name, draw.randint(1, MOMENTS[name] * steps), draw.random() < 0.5]
 
 
 class Nursery:

@@ -7,13 +7,13 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from nursery import Nursery
+from nursery import STEP, Nursery, moment, mortal
 from safetensors.torch import load_file
 
 from lycoris import algorithms, checkpoint, config, optimizers
@@ -28,16 +28,6 @@ STEPS = 4
 ALGORITHMS, OPTIMISERS = sorted(algorithms.catalogue()), sorted(optimizers.ROWS)
 ROWS = [(ALGORITHMS[i % len(ALGORITHMS)], OPTIMISERS[i % len(OPTIMISERS)])
         for i in range(max(len(ALGORITHMS), len(OPTIMISERS)))]
-STEP = "torch.nn.utils.clip_grad_norm_"  # once in every step, before the optimiser's
-# {at what to die: the most such calls of two steps that are saved}; before the call, or after it.
-MOMENTS = {STEP: 2, "os.fsync": 8, "os.replace": 4}
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    made = Nursery()
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -65,10 +55,7 @@ def _row(algo: str, optimiser: str) -> list[str]:
         optimizers.load(optimiser)
     except MissingPackage as error:
         pytest.skip(str(error))
-    return [f"network.algo={algo}", f"optimizer.name={optimiser}", f"train.steps={STEPS}",
-            "network.preset=attn-only", "network.dim=4", "network.dropout=0.1",
-            "train.checkpoint_every=1", "train.keep_checkpoints=1", "output.dtype=fp32",
-            "dataset.caption_dropout=0.3", "optimizer.schedule=constant", "optimizer.warmup=0"]
+    return mortal(algo, optimiser, STEPS)
 
 
 @pytest.mark.parametrize(("algo", "optimiser"), ROWS)
@@ -81,9 +68,7 @@ def test_killed_and_resumed_for_every_algorithm_and_optimiser(
     assert begin("whole", *row, f"train.steps={STEPS + 1}") == 0, (
         tmp_path / "whole.txt").read_text()
     for _ in range(2):
-        name = draw.choice(list(MOMENTS))
-        moment = [name, draw.randint(1, MOMENTS[name]), draw.random() < 0.5]
-        code = begin("killed", *row, die=moment)
+        code = begin("killed", *row, die=moment(draw, 2))
         row = []
         assert code == -signal.SIGKILL, (tmp_path / "killed.txt").read_text()
     assert begin("killed") == 0, (tmp_path / "killed.txt").read_text()
