@@ -40,7 +40,7 @@ def shown(handler: Handler) -> Handler:
 
 def tell(text: str) -> None:
     """A short message at the edge of the page; Gradio would take markup in it for markup."""
-    gr.Info(html.escape(text), title="lycogui")
+    gr.Info(html.escape(text), duration=6)
 
 
 @contextlib.contextmanager

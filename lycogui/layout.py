@@ -121,7 +121,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
         Place("network.weights"),
         Place("output.folder"), Place("train.keep_checkpoints", "number"),
         Place("dataset.cache_limit", "number"), Place("dataset.cache_folder"),
-        Place("output.trigger", info=False), Place("output.author", info=False),
+        Place("output.trigger"), Place("output.author", info=False),
         Place("output.license", info=False), Place("output.description", lines=2, info=False),
         Place("output.thumbnail"), Place("output.model"),
     ),

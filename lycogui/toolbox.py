@@ -83,8 +83,9 @@ class Resize:
     conv_dim: Annotated[int | None, Knob("Of convolutions larger than 1x1.", 1, 4096,
                                          none="same")] = None
     conv_value: Annotated[float | None, Knob("Of convolutions larger than 1x1.", 0, 1_000_000,
-                                             none="same")] = None
-    dtype: Annotated[str, Knob("Precision of the new file.", choices=KEPT_DTYPES)] = "keep"
+                                             none="same", label="Value of convolutions")] = None
+    dtype: Annotated[str, Knob("Precision of the new file.", choices=KEPT_DTYPES,
+                               label="Precision of the file")] = "keep"
     out: OUT = ""
 
     def to_dim(self, task: Task) -> int | None:
@@ -129,8 +130,9 @@ class Convert:
     conv_dim: Annotated[int | None, Knob("Of convolutions larger than 1x1.", 1, 4096,
                                          none="same")] = None
     conv_value: Annotated[float | None, Knob("Of convolutions larger than 1x1.", 0, 1_000_000,
-                                             none="same")] = None
-    dtype: Annotated[str, Knob("Precision of the new file.", choices=KEPT_DTYPES)] = "keep"
+                                             none="same", label="Value of convolutions")] = None
+    dtype: Annotated[str, Knob("Precision of the new file.", choices=KEPT_DTYPES,
+                               label="Precision of the file")] = "keep"
     out: OUT = ""
 
     def action(self, task: Task) -> str:
@@ -172,7 +174,8 @@ class Merge:
     rule: Annotated[str, Knob("How much of each layer is kept.", choices=BY_SVD)] = "dim"
     dim: Annotated[int | None, Knob("Empty: the sum of theirs.", 1, 4096, none="sum")] = None
     value: Annotated[float | None, Knob("", 0, 1_000_000, none="usual")] = None
-    dtype: Annotated[str, Knob("Precision of the new file.", choices=KEPT_DTYPES)] = "keep"
+    dtype: Annotated[str, Knob("Precision of the new file.", choices=KEPT_DTYPES,
+                               label="Precision of the file")] = "keep"
     out: OUT = ""
 
     def action(self, task: Task) -> str:
@@ -218,17 +221,18 @@ class Extract:
     conv_dim: Annotated[int | None, Knob("Of convolutions larger than 1x1; 0 leaves them out.", 0,
                                          4096, none="same")] = None
     conv_value: Annotated[float | None, Knob("Of convolutions larger than 1x1.", 0, 1_000_000,
-                                             none="same")] = None
+                                             none="same", label="Value of convolutions")] = None
     factor: Annotated[int, Knob("LoKr: size of the small block; -1 takes the most even split.", -1,
                                 4096)] = -1
     sparsity: Annotated[float | None, Knob(
         "LoRA: what it leaves is kept too where it is largest; 0.98 keeps 2 % of it.", 0, 1,
         none="off")] = None
-    preset: Annotated[str, Knob("Which layers.", catalogue="presets", file=True,
+    preset: Annotated[str, Knob("Which layers it gets.", catalogue="presets", file=True,
                                 label="Layers")] = "full"
     min_diff: Annotated[float | None, Knob("Layers that differ by less are left out.", 0, 1000,
                                            none="off", label="Least difference")] = None
-    dtype: Annotated[str, Knob("Precision of the new file.", choices=DTYPES)] = "fp16"
+    dtype: Annotated[str, Knob("Precision of the new file.", choices=DTYPES,
+                               label="Precision of the file")] = "fp16"
     out: OUT = ""
 
     def action(self, task: Task) -> str:

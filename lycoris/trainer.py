@@ -76,6 +76,7 @@ class Session:
     crew: Crew = ALONE
     doing: str = LOADING
     progress: Progress = field(default_factory=Progress)
+    heard: set[str] = field(default_factory=set)  # asked for before the first step could see to it
 
     def run(self, asked: Asked) -> events.Finished:
         try:
@@ -129,7 +130,8 @@ class Session:
 
     def _report(self, asked: Asked, done: int, total: int, taken: int = 0) -> None:
         self.emit(events.Stage(self.doing, done, total, taken))
-        if "stop" in asked():
+        self.heard |= asked()
+        if "stop" in self.heard:
             raise Halted
 
     def _tidy(self) -> None:
@@ -156,11 +158,12 @@ class Session:
     def train(self, asked: Asked) -> events.Finished:
         """The loop. Requests, samples and checkpoints are seen to between steps."""
         run = self.plan.config
-        wanted: set[str] = set()
+        wanted = self.crew.agreed(self.heard)
         due = (run.sample.every and self.progress.step % run.sample.every == 0
                and not self.painter.done(self.progress.step))
         if self.crew.meet(due)[0]:
-            wanted = self.sample(asked)  # before the first step, or where a stop came between
+            # before the first step, or where a stop came between
+            wanted = (wanted - {"sample"}) | self.sample(asked)
         if self.validator.due(self.progress.step):
             self.validate()
         while self.progress.step < run.train.steps:

@@ -396,6 +396,20 @@ def test_a_paused_run_holds_and_listens(settings: Settings,
     assert same(held / "one.safetensors", never / "never.safetensors")
 
 
+def test_what_is_asked_while_the_model_loads_is_done_before_the_first_step(
+        settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "HOLD", 0.0)
+    left = iter([{"save", "sample"}, {"pause"}, *[set()] * 20, {"resume"}])
+    seen, _, ended = train(settings("sample.every=0", "train.checkpoint_every=0"),
+                           lambda: next(left, set()))
+    assert ended.reason == "done"
+    first = seen.index(of(seen, events.Step)[0])
+    before = seen[:first]
+    assert [s.step for s in of(before, events.Paused)] == [0] == [
+        s.step for s in of(before, events.Saved)]
+    assert of(before, events.Sampled)
+
+
 def test_a_paused_run_stops_and_saves(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "HOLD", 0.0)
     seen, folder, ended = train_asking(settings(), 3, [{"pause"}, set(), {"stop"}])

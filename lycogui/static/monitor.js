@@ -20,7 +20,7 @@ lyco.parts.monitor = ({element, trigger}) => {
   const say = async (run, what) => {
     try { await lyco.api("ask", {run: run.id, what}); } catch (error) { lyco.toast(error.message, "bad"); return look(); }
     if (what === "up" || what === "down") return look();
-    lyco.toast({stop: "It will stop after this step, and save.", save: "It saves after this step.", sample: "It paints after this step.", pause: "It holds after this step; memory stays taken.", resume: run.paused ? "It goes on." : "In the queue.", withdraw: "Taken out of the queue."}[what] || "", "note");
+    lyco.toast({stop: "It stops before the next step, and saves.", save: "It saves before the next step.", sample: "It paints before the next step.", pause: "It holds before the next step; memory stays taken.", resume: run.paused ? "It goes on." : "In the queue.", withdraw: "Taken out of the queue."}[what] || "", "note");
     look();
   };
   const button = (text, action, title = "") => h("button.button", {onclick: action, title}, text);
@@ -96,7 +96,7 @@ lyco.parts.monitor = ({element, trigger}) => {
       fill(buttons, ...wanted, run.bytes ? button("Compare", () => trigger("compare", {runs: [...runs.filter(r => r.bytes && partner(run).includes(r.id)), run].map(r => r.folder)})) : null,
         run.bytes ? button("Inspect", () => trigger("inspect", {adapter: run.folder}), "Its layers, metadata and recipe, on the Tools tab") : null,
         run.step || run.error ? h("a.button", {href: `/lyco/report/${run.id}${pair ? `?with=${pair}` : ""}`, target: "_blank", rel: "noopener", title: pair ? "Both runs and their difference as one page, in a new tab; save it from there" : "Settings, curves, samples, size, time and memory as one page, in a new tab; save it from there"}, "Report") : null,
-        button("Load into the form", () => trigger("load", {run: run.folder}), "Writes every setting of this run into the form"),
+        button("Load into the form", () => trigger("settings", {run: run.folder}), "Writes every setting of this run into the form"),
         run.bytes ? button("Continue from it", () => trigger("proceed", {adapter: run.folder}), "A new run that starts as this adapter: fills the form") : null);
       buttons.dataset.text = text;
     }

@@ -37,7 +37,7 @@ def build(page: Page) -> None:
             page["about"] = gr.HTML(apply_default_css=False)
             form.place("algorithm")
             page["scale"] = gr.HTML(apply_default_css=False, elem_id="scale-note")
-            with gr.Row(elem_classes="conv-row"):
+            with gr.Row(elem_classes="level"):
                 form.place("algorithm conv")
             form.place("algorithm parts")
             with gr.Accordion("The algorithm's own options", open=False):

@@ -35,7 +35,8 @@ def build(page: Page) -> None:
                                       size="lg", elem_id="paint")
         page["prompts"] = gr.Textbox(lines=3, max_lines=10, label="Prompts, one a line",
                                      elem_id="compare-prompts")
-        with gr.Accordion("Sampler, negative prompt, size", open=False), gr.Row():
+        with (gr.Accordion("Sampler, negative prompt, size", open=False),
+              gr.Row(elem_classes="level")):
             form.place("compare more")
     with gr.Column(elem_classes="pane"):
         page["comparison"] = mount("compare", "<div class='compare-root'></div>",

@@ -303,7 +303,7 @@ def connect_results(page: Page) -> None:
     view = page["tool view"]
     on(view.recipe, load, outputs=form.inputs)
     on(view.again, again, outputs=form.inputs | {page.tabs})
-    on(page["monitor"].load, load_run, outputs=form.inputs)
+    on(page["monitor"].settings, load_run, outputs=form.inputs)
     for event in (view.proceed, page["monitor"].proceed):
         on(event, proceed, outputs=form.inputs | {page.tabs})
     on(view.base, use, outputs=form.widgets["model.base"])

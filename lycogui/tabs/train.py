@@ -46,7 +46,8 @@ def build(page: Page) -> None:
                         form.place(section)
         with gr.Column(scale=4):
             page["monitor"] = mount("monitor", "<div class='monitor-root'></div>",
-                                    ("compare", "inspect", "load", "proceed"), elem_id="monitor")
+                                    ("compare", "inspect", "settings", "proceed"),
+                                    elem_id="monitor")
 
 
 def connect(page: Page) -> None:

@@ -20,8 +20,8 @@ class LossConfig:
                                     label="P2 gamma")] = 1.0
     p2_k: Annotated[float, Knob("The signal-to-noise ratio from which P2 lowers them.", 0.01, 100,
                                 label="P2 k")] = 1.0
-    distance: Annotated[str, Knob("What is between a prediction and its target.",
-                                  catalogue="distances")] = "l2"
+    distance: Annotated[str, Knob("How an error is measured; Huber ones care less about outliers.",
+                                  catalogue="distances", label="Loss")] = "l2"
     huber_c: Annotated[float, Knob("Errors larger than this count linearly.", 0.0001, 100)] = 0.1
     huber_schedule: Annotated[str, Knob(
         "How that limit falls from 1 at the clean end of the timesteps.",

@@ -15,24 +15,25 @@ class NetworkConfig:
     preset: Annotated[str, Knob("Which layers are adapted: a preset, one of your own in the folder "
                                 "presets, or the path of a .toml file.", label="Layers",
                                 catalogue="presets", file=True)] = "attn-mlp"
-    dim: Annotated[int, Knob("Rank of each factor.", 1, 1_000_000)] = 16
+    dim: Annotated[int, Knob("Rank: how much it can learn, and how large it gets; 8 to 32 is "
+                             "usual.", 1, 1_000_000)] = 16
     alpha: Annotated[float, Knob("The change is scaled by alpha / dim.", 0.01, 1_000_000)] = 8.0
-    conv_dim: Annotated[int | None, Knob("Dim of the convolutions larger than 1x1; 0 leaves them "
-                                         "out.", 0, 1_000_000, none="same")] = None
-    conv_alpha: Annotated[float | None, Knob("Alpha of the convolutions larger than 1x1.", 0.01,
-                                             1_000_000, none="same")] = None
+    conv_dim: Annotated[int | None, Knob("For convolutions larger than 1x1; 0 leaves them out.",
+                                         0, 1_000_000, none="same")] = None
+    conv_alpha: Annotated[float | None, Knob("For convolutions larger than 1x1.", 0.01, 1_000_000,
+                                             none="same")] = None
     weights: Annotated[str, Knob("Go on from this adapter: a run, or a .safetensors file of the "
                                  "same algorithm, size and layers; empty: start at no change.",
                                  label="Continue from", file=True)] = ""
     text_encoder: Annotated[bool, Knob("Train the text encoder too.")] = True
     options: Annotated[dict[str, Any], Knob("The algorithm's own settings.")] = field(
         default_factory=dict)
-    train_norm: Annotated[bool, Knob("Train the normalisation layers of the chosen blocks "
-                                     "too.")] = False
-    dora_wd: Annotated[bool, Knob("DoRA: learn each row's length apart from its direction.",
-                                  label="DoRA")] = False
+    train_norm: Annotated[bool, Knob("Train the normalisation layers of the chosen blocks too; "
+                                     "seldom needed.", label="Normalisation layers")] = False
+    dora_wd: Annotated[bool, Knob("Learn each row's length apart from its direction: nearer to "
+                                  "full training, slower.", label="DoRA")] = False
     wd_on_output: Annotated[bool, Knob("DoRA: lengths per output row; off: per input "
-                                       "column.", label="DoRA on output")] = True
+                                       "column.", label="DoRA by output row")] = True
     dora_detach: Annotated[bool, Knob("DoRA: no gradient through the length of W + dW, as in its "
                                       "paper; off: through it, as LyCORIS does.",
                                       label="DoRA norm detached")] = True
@@ -40,7 +41,7 @@ class NetworkConfig:
                                   "alpha / dim.", label="rsLoRA")] = False
     init: Annotated[str, Knob("Start values: default; orthogonal; pissa (LoRA only: begins as the "
                               "weight's leading directions, learns faster, file of twice the dim).",
-                              choices=("default", "orthogonal", "pissa"), label="Start")] = (
+                              choices=("default", "orthogonal", "pissa"), label="Start values")] = (
         "default")
     use_scalar: Annotated[bool, Knob("Learn one scale per layer, starting at zero.",
                                      label="Trained scalar")] = False

@@ -11,10 +11,12 @@ from .model import DTYPES
 
 @dataclass(frozen=True)
 class OutputConfig:
-    folder: Annotated[str, Knob("Folder that holds the runs.", file=True)] = "runs"
+    folder: Annotated[str, Knob("Where runs are kept.", file=True,
+                                label="Folder of the runs")] = "runs"
     name: Annotated[str, Knob("Name of the run and of its adapter; empty: the dataset's and the "
                               "algorithm's.")] = ""
-    dtype: Annotated[str, Knob("Precision of the saved adapter.", choices=DTYPES)] = "fp16"
+    dtype: Annotated[str, Knob("fp16 is read everywhere; fp32 is twice as large.", choices=DTYPES,
+                               label="Precision of the file")] = "fp16"
     model: Annotated[str, Knob("Also write the whole model with the adapter in it: one "
                                ".safetensors file in the original layout, or a diffusers folder.",
                                choices=("none", "file", "file without VAE", "folder"),

@@ -25,12 +25,13 @@ class SampleConfig:
     steps: Annotated[int, Knob("Denoising steps a picture.", 1, 1000)] = 25
     guidance: Annotated[float, Knob("How strongly the prompt is followed (CFG); 1 is off.", 0, 50,
                                     0.5, label="CFG")] = 7.0
-    sampler: Annotated[str, Knob("The sampler.", catalogue="samplers")] = "DPM++ 2M"
+    sampler: Annotated[str, Knob("How noise becomes a picture; training does not depend on it.",
+                                 catalogue="samplers")] = "DPM++ 2M"
     width: Annotated[int | None, Knob("Width of the pictures.", 8, 4096, 8, unit="px",
                                       none="training resolution")] = None
     height: Annotated[int | None, Knob("Height of the pictures.", 8, 4096, 8, unit="px",
                                        none="training resolution")] = None
     embeddings: Annotated[str, Knob("Folder of textual-inversion embeddings (.safetensors); a "
                                     "prompt calls one by its file's name.", file=True)] = ""
-    every: Annotated[int, Knob("Steps between sample pictures; 0: none.", 0, 10_000_000,
+    every: Annotated[int, Knob("0: no pictures.", 0, 10_000_000, unit="steps",
                                label="Sample every")] = 250

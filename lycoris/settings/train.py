@@ -19,7 +19,7 @@ class TrainConfig:
     precision: Annotated[str, Knob("Arithmetic of the forward pass; auto: fp32 on a CPU, bf16 "
                                    "where the GPU has it, else fp16.",
                                    choices=("auto", "fp32", "bf16", "fp16"))] = "auto"
-    device: Annotated[str, Knob("auto, cpu, cuda, cuda:1, mps.")] = "auto"
+    device: Annotated[str, Knob("auto, cpu, cuda, cuda:1 (the second GPU), mps (Apple).")] = "auto"
     split: Annotated[int, Knob("Parts in which each batch is computed, one after the other: less "
                                "memory, slower, the same result.", 1, 4096,
                                label="Batch in parts")] = 1
@@ -42,10 +42,10 @@ class TrainConfig:
                                     "after each step. 1 is usual; 0 is off.", 0, 1000,
                                     label="Max norm")] = 0.0
     ema: Annotated[float, Knob("Save and paint a moving average of the adapter with this decay; "
-                               "0.999 is usual, 0 is off.", 0, 0.99999, label="EMA")] = 0.0
-    checkpoint_every: Annotated[int, Knob("Steps between checkpoints; 0: only at the end.",
-                                          0, 10_000_000)] = 250
-    validate_every: Annotated[int, Knob("Steps between validations, where pictures are held out; "
-                                        "0: none.", 0, 10_000_000)] = 100
+                               "0.999 is usual, 0 is off.", 0, 0.99999,
+                               label="Moving average (EMA)")] = 0.0
+    checkpoint_every: Annotated[int, Knob("0: only at the end.", 0, 10_000_000, unit="steps")] = 250
+    validate_every: Annotated[int, Knob("Where pictures are held out; 0: never.", 0, 10_000_000,
+                                        unit="steps")] = 100
     keep_checkpoints: Annotated[int, Knob("How many of the latest checkpoints stay on disk; "
                                           "0 keeps all.", 0, 10_000)] = 3
