@@ -39,6 +39,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     "folder": (Place("dataset.folder", info=False),),
     "folder more": (
         Place("dataset.repeats", "number"), Place("dataset.more", lines=3),
+        Place("dataset.balance"),
         Place("dataset.masks"), Place("dataset.mask_folder"), Place("dataset.validation"),
         Place("dataset.validation_folder"), Place("train.validate_every", "number"),
     ),

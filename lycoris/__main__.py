@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import choices, config, durable, estimate, events, readers, runs, tools
+from . import choices, config, durable, estimate, events, readers, runs, survey, tools
 from .arguments import parse
 from .errors import ConfigError, LycorisError, OutOfMemory, RunError
 from .follow import BEGAN, Followed, Signals, bug, failed, own_log
@@ -210,30 +210,6 @@ def caption(options: argparse.Namespace, terminal: Terminal, signals: Signals) -
     return signals.exit_code
 
 
-def dataset(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
-    from . import families
-    from .data import folder
-
-    run = config.settings(options.settings)
-    found = folder.scan(config.find(run.dataset.folder))
-    family = families.open_chosen(run.model)
-    counts = family.count_tokens([p.caption or "" for p in found.pictures])
-    problems = {kind: [p.name for p in pictures]
-                for kind, pictures in found.problems(run.dataset.resolution).items()}
-    limit = family.max_tokens * run.dataset.caption_chunks
-    problems |= {f"longer than {limit} tokens": names} if (names := [
-        p.name for p, count in zip(found.pictures, counts, strict=True)
-        if count > limit]) else {}
-    data = {"folder": found.folder, "pictures": len(found), "problems": problems,
-            "items": [{"name": p.name, "size": p.size, "caption": p.caption, "tokens": count}
-                      for p, count in zip(found.pictures, counts, strict=True)]}
-    lines = [f"{len(found)} pictures in {found.folder}, "
-             f"{sum(bool((p.caption or '').strip()) for p in found.pictures)} with captions."]
-    lines += [f"{kind}: {', '.join(names)}" for kind, names in problems.items()]
-    terminal.document(data, "\n".join(lines))
-    return 0
-
-
 def cache(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
     from .data import store
 
@@ -317,7 +293,7 @@ def _stamp() -> str:
 
 
 VERBS: dict[str, Callable[[argparse.Namespace, Terminal, Signals], int]] = {
-    "train": train, "sample": sample, "compare": compare, "caption": caption, "dataset": dataset,
+    "train": train, "sample": sample, "compare": compare, "caption": caption, "dataset": survey.run,
     "cache": cache,
     "estimate": estimate.run, "advise": choices.advise, "recipe": choices.recipe,
     "presets": choices.presets,

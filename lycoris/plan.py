@@ -36,7 +36,8 @@ from . import (
 )
 from .assignments import Assignment, assign_family
 from .data import buckets as bucketing
-from .data import folder, gather, loader
+from .data import epoch, folder, gather, loader
+from .data.epoch import Epoch
 from .data.folder import Dataset, Picture
 from .data.loader import batches_per_epoch
 from .errors import ConfigError, LycorisError
@@ -68,21 +69,10 @@ class Plan:
         repeats = [p.repeats for p in self.dataset.learned] if self.dataset else []
         return loader.presented(self.buckets, repeats)
 
-    @property
-    def batches_per_epoch(self) -> int:
-        return batches_per_epoch(self.presented, self.config.train.batch_size)
-
-    @property
-    def smaller_batches(self) -> int:
-        """How many batches of an epoch are not full: the rest of each bucket."""
-        size = self.config.train.batch_size
-        return sum(bool(count % size) for count in Counter(self.presented).values())
-
-    @property
-    def epochs(self) -> float:
-        """How often each picture is seen."""
-        train = self.config.train
-        return train.steps * train.accumulate / max(1, self.batches_per_epoch)
+    @cached_property
+    def epoch(self) -> Epoch:
+        """What an epoch is, and how many the run has."""
+        return epoch.of(self.dataset, self.buckets, self.config.train)
 
     @property
     def training_bytes(self) -> int:
@@ -99,12 +89,12 @@ class Plan:
             "training_bytes": self.training_bytes,
             "pictures": len(self.buckets), **self._parts(),
             "buckets": {f"{w}x{h}": n for (w, h), n in sorted(Counter(self.presented).items())},
-            "steps": self.config.train.steps, "batches_per_epoch": self.batches_per_epoch,
-            "smaller_batches": self.smaller_batches,
-            "epochs": round(self.epochs, 3),
+            "steps": self.config.train.steps, "batches_per_epoch": self.epoch.batches,
+            "smaller_batches": self.epoch.smaller,
+            "steps_per_epoch": round(self.epoch.steps_per_epoch, 3),
+            "epochs": round(self.epoch.epochs, 3),
             "warnings": [asdict(warning) for warning in self.warnings],
         }
-
 
     def _parts(self) -> dict[str, Any]:
         """How many pictures there are of each sort, where there are any."""
@@ -314,6 +304,22 @@ def buckets_of(run: Config, pictures: Sequence[Picture]) -> tuple[tuple[int, int
                  for p in pictures if p.size)
 
 
+def _of_balance(plan: Plan) -> list[Warned]:
+    """Regularisation pictures that are shown more or less often than the others; masks that belong
+    to no picture."""
+    assert plan.dataset is not None
+    settings, learned, found = plan.config.dataset, plan.dataset.learned, []
+    prior = sum(p.repeats for p in learned if p.prior)
+    new = plan.epoch.shown - prior
+    if 0 < prior != new and not settings.balance:
+        found.append(Warned(f"An epoch shows {prior} regularisation pictures and {new} others.",
+                            "dataset.balance shows as many of both."))
+    if settings.masks and settings.mask_folder and not any(p.mask for p in learned):
+        found.append(Warned(f"No picture has a mask of its name in {settings.mask_folder}.",
+                            "Call each mask as its picture: cat.png for cat.jpg."))
+    return found
+
+
 def _warnings(plan: Plan) -> list[Warned]:
     """What a person would want to know before pressing Train, and nothing that needs no thought."""
     run, found = plan.config, []
@@ -328,6 +334,7 @@ def _warnings(plan: Plan) -> list[Warned]:
             found.append(Warned(
                 f"{len(tiny)} pictures are smaller than {run.dataset.resolution} px and are "
                 "enlarged.", "Use larger ones, or lower dataset.resolution."))
+        found += _of_balance(plan)
         fullest = max(Counter(plan.presented).values(), default=0)
         if train.batch_size > fullest > 0:
             found.append(Warned(

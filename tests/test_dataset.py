@@ -18,7 +18,8 @@ from PIL import Image
 from lycoris import events, plan, tensorfile
 from lycoris.data import buckets, folder, gather, store, wording
 from lycoris.data.loader import Batches, batches_per_epoch, presented
-from lycoris.errors import ConfigError
+from lycoris.errors import ConfigError, DatasetError
+from lycoris.feed import Feed
 from lycoris.settings import Config, DatasetConfig
 from lycoris.trainer import Session
 from lycoris.trainer import run as train_run
@@ -299,6 +300,109 @@ def test_the_plan_counts_repeats_and_remainders(settings: Settings) -> None:
     assert (found["pictures"], found["presented"], found["batches_per_epoch"]) == (5, 15, 4)
     assert found["smaller_batches"] == 1 and found["epochs"] == 2
     assert found["buckets"] == {"16x16": 15}
+
+
+def kohyas(home: Path, make_pictures: Callable) -> list[str]:
+    """Settings over img/10_cat and img/3_dog, of three shapes, and regularisation pictures."""
+    make_pictures(home / "img" / "10_cat", 3)
+    make_pictures(home / "img" / "3_dog", 2, (96, 48))
+    make_pictures(home / "reg" / "1_animal", 4, (48, 96))
+    return [f"dataset.folder={home / 'img'}", "train.batch_size=4", "dataset.validation=0.2",
+            f"dataset.more=[{{folder = '{home / 'reg'}', regularisation = true, weight = 0.5}}]"]
+
+
+@pytest.mark.parametrize(("more", "steps"), [
+    ((), 13), (("dataset.balance=true", "train.accumulate=4"), 6)])
+def test_what_is_counted_before_is_what_the_run_does(
+        settings: Settings, make_pictures: Callable, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], steps: int) -> None:
+    """Buckets, remainders, repeats, steps and epochs, against the batches and events of a run."""
+    run = settings(*kohyas(tmp_path, make_pictures), f"train.steps={steps}", *more)
+    counted = plan.make(run).epoch
+    given: list[list[tuple[tuple[int, int], str]]] = []
+    members = Feed.members
+
+    def spied(feed: Feed, step: int, micro: int) -> list[int]:
+        found = members(feed, step, micro)
+        given.append([(feed.buckets[i], feed.pictures[i].path.parent.name) for i in found])
+        return found
+
+    monkeypatch.setattr(Feed, "members", spied)
+    heard, _ = train(run, tmp_path / "run")
+    monkeypatch.undo()
+    one = given[:counted.batches]
+    batches = [(batch[0][0], len(batch)) for batch in one]
+    assert {(b.width, b.height): b.batches for b in counted.buckets} == Counter(
+        bucket for bucket, _ in batches)
+    assert sorted(((b.width, b.height), b.rest) for b in counted.buckets if b.rest) == sorted(
+        (bucket, count) for bucket, count in batches if count < 4)
+    assert {s.folder.name: s.shown for s in counted.folders if s.kind != "validation"} == Counter(
+        name for batch in one for _, name in batch)
+    told = [e for e in heard if isinstance(e, events.Step)]
+    assert [e.epoch for e in told] == [
+        round(e.step / counted.steps_per_epoch, 4) for e in told]
+    assert told[-1].epoch == pytest.approx(counted.epochs, abs=1e-4) and counted.epochs > 1
+
+
+def test_regularisation_is_balanced_to_the_picture(make_pictures: Callable, tmp_path: Path,
+                                                   settings: Settings) -> None:
+    run = settings(*kohyas(tmp_path, make_pictures))
+    warned = [w.text for w in plan.make(run).warnings]
+    assert "An epoch shows 4 regularisation pictures and 33 others." in warned
+    run = replace(run, dataset=replace(run.dataset, balance=True))
+    made = plan.make(run)
+    assert not any("regularisation" in w.text for w in made.warnings)
+    reg = [p for p in made.dataset.learned if p.prior]
+    assert sorted(p.repeats for p in reg) == [8, 8, 8, 9] and {p.weight for p in reg} == {0.5}
+    few = replace(run.dataset, more=({**run.dataset.more[0], "repeats": 40},))
+    assert [p.repeats for p in gather.gather(few).learned if p.prior].count(8) == 3
+    make_pictures(tmp_path / "reg" / "1_animal", 40)
+    found = gather.gather(run.dataset)
+    shown = [p for p in found.learned if p.prior]
+    assert [p.repeats for p in shown] == [1] * 33 and len(found.left_out) == 7
+    assert shown == [p for p in gather.gather(run.dataset).learned if p.prior], "always the same"
+
+
+def test_what_is_left_out_is_said_with_its_reason(make_pictures: Callable,
+                                                  tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    make_pictures(home / "cats", 1)
+    with pytest.raises(DatasetError, match=r"no pictures. cats: it is not called 1_cats or 10_"):
+        folder.require_trainable(folder.scan(home))
+    make_pictures(home / "10_cat", 1)
+    Image.new("RGB", (8, 8)).save(home / "10_cat" / "x.gif")
+    (home / "notes").mkdir()
+    assert [(each.path.name, each.why) for each in gather.gather(
+        DatasetConfig(str(home))).left_out] == [
+        ("cats", "there are folders with a number beside it; give it as a further folder"),
+        ("x.gif", "gif files are not read; save it as png")]
+    named = gather.gather(DatasetConfig(str(home), more=({"folder": str(home / "cats")},)))
+    assert [each.path.name for each in named.left_out] == ["x.gif"]
+    with pytest.raises(DatasetError, match="notes holds no pictures"):
+        gather.gather(DatasetConfig(str(home), more=({"folder": str(home / "notes")},)))
+    empty = gather.gather(DatasetConfig(str(home / "notes"), validation_folder=str(home / "cats")))
+    with pytest.raises(DatasetError, match="notes holds no pictures to learn from"):
+        folder.require_trainable(empty)
+
+
+def test_the_verb_says_what_a_run_will_see(make_pictures: Callable, tmp_path: Path,
+                                           settings: Settings,
+                                           capsys: pytest.CaptureFixture) -> None:
+    import json
+
+    from lycoris.__main__ import main
+
+    run = settings(*(given := kohyas(tmp_path, make_pictures)))
+    base = [f"model.base={run.model.base}", "dataset.resolution=16", "dataset.bucket_step=4"]
+    assert main(["dataset", *base, *given, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = replace(plan.make(run).epoch, steps=found["epoch"]["steps"]).data()
+    assert found["epoch"] == json.loads(json.dumps(expected))
+    assert len(found["items"]) == found["pictures"] == 9
+    assert main(["dataset", *base, *given]) == 0
+    told = capsys.readouterr().out
+    assert "4 x 1 = 4, regularisation, weight 0.5" in told
+    assert "An epoch  37 pictures in 10 batches of 4, 2 of them not full: 10 steps" in told
 
 
 def test_the_cache_is_told_and_cleared_from_the_command_line(

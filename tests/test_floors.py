@@ -36,7 +36,7 @@ FLOORS = {
     4: ("trainer", "sample", "compare", "caption", "inspect", "merge", "extract", "resize",
         "convert"),
     5: ("arguments", "terminal", "follow", "tools", "estimate", "choices", "calibration",
-        "readers", "__main__", "__init__"),
+        "readers", "survey", "__main__", "__init__"),
 }
 # An entry that is another with one thing changed.
 INHERITS = {"dylora": "lora", "boft": "diag_oft", "sdxl": "sd"}
@@ -47,7 +47,7 @@ FOR_THE_PAGE = {"runpresets", "known",
                 "families", "algorithms", "captioners", "guideline", "plan", "footprint", "memory",
                 "relief", "machine", "disk", "outlook", "choose", "advice", "recipes",
                 "contestants", "optimizers", "schedules", "data.folder", "data.gather",
-                "data.captions", "focus",
+                "data.captions", "data.epoch", "focus",
                 "promptfile", "report"}
 HEAVY = {"diffusers", "transformers", "accelerate", "bitsandbytes", "tokenizers"}
 CELLAR_MAY_USE = {"psutil"}  # a process's start time, on every system

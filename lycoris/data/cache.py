@@ -16,6 +16,7 @@ from .store import Store
 
 GROUP = 8  # the most pictures that are encoded together,
 GROUP_PIXELS = 2**20  # and the most pixels: four of 512 x 512, one of 1024 x 1024
+SKEW = 0.02  # by which a mask's sides may be in another proportion than its picture's: rounding
 NOWHERE = Store(Path(), 0)
 
 
@@ -65,7 +66,7 @@ def encode(model: Model, wanted: Sequence[Wanted],
                 try:
                     image = folder.decode(wanted[index].path)
                     pixels.append(_pixels(image, wanted[index]))
-                    masks.append(_mask(wanted[index], model))
+                    masks.append(_mask(wanted[index], model, image.size))
                 except DatasetError as error:
                     damaged.append(error)
             known = [] if damaged else [
@@ -116,11 +117,17 @@ def _pixels(image: folder.Image.Image, wanted: Wanted) -> Tensor:
     return pixels.flip(2) if wanted.flip else pixels
 
 
-def _mask(wanted: Wanted, model: Model) -> Tensor | None:
-    """(1, h, w) at the latents' size, each number the mean over the pixels behind it."""
+def _mask(wanted: Wanted, model: Model, size: tuple[int, int]) -> Tensor | None:
+    """(1, h, w) at the latents' size, each number the mean over the pixels behind it. `size` is the
+    picture's (width, height); DatasetError where its mask has another shape."""
     if not wanted.masked:
         return None
     shown = (folder.decode_mask(wanted.mask) if wanted.mask else folder.opacity(wanted.path))
+    if abs(shown.width * size[1] / (shown.height * size[0]) - 1) > SKEW:
+        raise DatasetError(
+            f"The mask {shown.width} x {shown.height} of {wanted.path.name} has not the shape of "
+            f"the picture, {size[0]} x {size[1]}.", "Save it at the picture's size.",
+            [wanted.mask or wanted.path])
     pixels = folder.fit_mask(shown, wanted.size)
     pixels = pixels.flip(2) if wanted.flip else pixels
     return nn.functional.avg_pool2d(pixels, model.latent_scale)

@@ -22,6 +22,7 @@ from . import captions
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+UNREAD = frozenset({".gif", ".tif", ".tiff", ".avif", ".jxl", ".heic", ".heif", ".jfif", ".psd"})
 MAX_PIXELS = 64_000_000
 MASK = "-masklabel"  # ends the name of a picture's mask beside it
 REPEATED = re.compile(r"0*([1-9]\d*)_(.+)")  # a folder of kohya's: how often, and what is in it
@@ -53,6 +54,14 @@ class Picture:
         return self.caption if self.caption and self.caption.strip() else self.fallback
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A picture or a folder that looks as if it were part of the dataset and is not, and why."""
+
+    path: Path
+    why: str
+
+
 class Cut(NamedTuple):
     """How a picture was cut out, in pixels: as it was, the corner after scaling, what came out."""
 
@@ -68,6 +77,7 @@ class Cut(NamedTuple):
 class Dataset:
     folder: Path
     pictures: tuple[Picture, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     @cached_property
     def readable(self) -> tuple[Picture, ...]:
@@ -76,7 +86,7 @@ class Dataset:
     @cached_property
     def learned(self) -> tuple[Picture, ...]:
         """The readable pictures that are learned from."""
-        return tuple(p for p in self.readable if not p.held)
+        return tuple(p for p in self.readable if not p.held and p.repeats)
 
     @cached_property
     def held(self) -> tuple[Picture, ...]:
@@ -132,13 +142,36 @@ def scan(folder: Path) -> Dataset:
     Raises DatasetError where the folder does not exist or cannot be read. An empty folder is an
     empty Dataset; `require_trainable` is the one that refuses.
     """
+    names, folders = _listed(folder)
+    kept = [name for name in names if Path(name).suffix.lower() in EXTENSIONS]
+    unread = [LeftOut(folder / name, f"{suffix[1:]} files are not read; save it as png")
+              for name in names if (suffix := Path(name).suffix.lower()) in UNREAD]
+    inner = [] if kept else [name for name in folders if REPEATED.fullmatch(name)]
+    unread += [LeftOut(folder / name, f"there are {'pictures' if kept else 'folders with a number'}"
+                       " beside it; give it as a further folder" if kept or inner else
+                       f"it is not called 1_{name} or 10_{name}, by how often an epoch shows it")
+               for name in folders if name not in inner and _holds_pictures(folder / name)]
+    if inner:
+        parts = [_repeated(folder / name) for name in inner]
+        return Dataset(folder, tuple(picture for part in parts for picture in part.pictures),
+                       (*unread, *(each for part in parts for each in part.left_out)))
+    stems = {Path(name).stem for name in kept}
+    masks = {stem.removesuffix(MASK): folder / name for name in kept
+             if (stem := Path(name).stem).endswith(MASK) and stem.removesuffix(MASK) in stems}
+    return Dataset(folder, tuple(replace(look(folder / name), mask=masks.get(Path(name).stem))
+                                 for name in kept if folder / name not in masks.values()),
+                   tuple(unread))
+
+
+def _listed(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of a folder's pictures, of those too that are not read, and of its folders."""
     try:
         with os.scandir(folder) as entries:
-            names, inner = [], []
+            names, folders = [], []
             for entry in entries:
                 if entry.is_dir():
-                    inner += [entry.name] * bool(REPEATED.fullmatch(entry.name))
-                elif Path(entry.name).suffix.lower() in EXTENSIONS and entry.is_file():
+                    folders += [entry.name] * (not entry.name.startswith("."))
+                elif Path(entry.name).suffix.lower() in EXTENSIONS | UNREAD and entry.is_file():
                     names.append(entry.name)
     except FileNotFoundError:
         raise DatasetError(f"There is no folder {folder}.",
@@ -149,25 +182,23 @@ def scan(folder: Path) -> Dataset:
     except OSError as error:
         raise DatasetError(f"{folder} cannot be read: {error.strerror}.",
                            "Check its permissions.", [folder]) from error
-    if inner and not names:
-        return Dataset(folder, tuple(picture for name in sorted(inner, key=_natural)
-                                     for picture in _repeated(folder / name)))
-    stems = {Path(name).stem for name in names}
-    masks = {stem.removesuffix(MASK): folder / name for name in names
-             if (stem := Path(name).stem).endswith(MASK) and stem.removesuffix(MASK) in stems}
-    pictures = sorted((name for name in names if folder / name not in masks.values()),
-                      key=_natural)
-    return Dataset(folder, tuple(replace(look(folder / name), mask=masks.get(Path(name).stem))
-                                 for name in pictures))
+    return sorted(names, key=_natural), sorted(folders, key=_natural)
 
 
-def _repeated(folder: Path) -> tuple[Picture, ...]:
-    """The pictures of a folder called 10_name."""
-    found = REPEATED.fullmatch(folder.name)
-    assert found is not None, folder
-    times, words = int(found[1]), found[2]
-    return tuple(replace(picture, repeats=times, fallback=words)
-                 for picture in scan(folder).pictures)
+def _holds_pictures(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(Path(entry.name).suffix.lower() in EXTENSIONS for entry in entries)
+    except OSError:
+        return False
+
+
+def _repeated(folder: Path) -> Dataset:
+    """A folder called 10_name."""
+    named, found = REPEATED.fullmatch(folder.name), scan(folder)
+    assert named is not None, folder
+    return replace(found, pictures=tuple(
+        replace(picture, repeats=int(named[1]), fallback=named[2]) for picture in found.pictures))
 
 
 def look(path: Path) -> Picture:
@@ -189,13 +220,20 @@ def look(path: Path) -> Picture:
     return Picture(path, size, caption, problem, caption_problem)
 
 
+def require_pictures(dataset: Dataset) -> None:
+    """Raise DatasetError where there is none to learn from."""
+    if dataset.pictures and (dataset.learned or not dataset.readable):
+        return
+    why = "".join(f" {each.path.name}: {each.why}." for each in dataset.left_out[:10])
+    raise DatasetError(
+        f"{dataset.folder} holds no pictures{' to learn from' * bool(dataset.pictures)}.{why}",
+        f"Put pictures ({', '.join(sorted(EXTENSIONS))}) into it, or choose another folder.",
+        [dataset.folder])
+
+
 def require_trainable(dataset: Dataset) -> None:
     """Raise DatasetError, naming every file, where training could not use the folder."""
-    if not dataset.pictures:
-        raise DatasetError(
-            f"{dataset.folder} holds no pictures.",
-            f"Put pictures ({', '.join(sorted(EXTENSIONS))}) into it, or choose another folder.",
-            [dataset.folder])
+    require_pictures(dataset)
     broken = [p for p in dataset.pictures if p.problem or p.caption_problem]
     if broken:
         listed = "; ".join(f"{p.name}: {p.problem or p.caption_problem}" for p in broken[:10])
@@ -212,7 +250,7 @@ def decode(path: Path) -> Image.Image:
     Raises DatasetError where the data is damaged.
     """
     with _decoding(path), _open(path) as image:
-        upright = ImageOps.exif_transpose(image)
+        upright = _eight_bits(ImageOps.exif_transpose(image))
         if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
             clear = upright.convert("RGBA")
             white = Image.new("RGBA", clear.size, "white")
@@ -229,9 +267,18 @@ def opacity(path: Path) -> Image.Image:
 def decode_mask(path: Path) -> Image.Image:
     """A mask as a grey picture, turned as its EXIF says; where it is transparent it is black."""
     with _decoding(path), _open(path) as image:
-        upright = ImageOps.exif_transpose(image).convert("RGBA")
+        upright = _eight_bits(ImageOps.exif_transpose(image)).convert("RGBA")
         black = Image.new("RGBA", upright.size, "black")
         return Image.alpha_composite(black, upright).convert("L")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits a pixel, which Pillow would cut off at white, with 8."""
+    if not image.mode.startswith("I"):
+        return image
+    grey = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
+    grey.info.pop("transparency", None)  # a grey of the 16 bits
+    return grey
 
 
 @contextmanager

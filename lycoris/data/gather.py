@@ -11,7 +11,7 @@ from .. import config, knobs, streams
 from ..errors import ConfigError
 from ..settings import DatasetConfig
 from . import folder
-from .folder import Dataset, Picture
+from .folder import Dataset, LeftOut, Picture
 
 # What an entry of dataset.more may say, and the type of it.
 KEYS: Mapping[str, tuple[type, ...]] = {
@@ -27,18 +27,27 @@ def gather(settings: DatasetConfig, scan: Callable[[Path], Dataset] = folder.sca
     every run on them.
     """
     check(settings)
-    main = scan(config.find(settings.folder))
+    opened: list[Dataset] = []
+
+    def read(path: str) -> Dataset:
+        opened.append(scan(config.find(path)))
+        if len(opened) > 1:  # named on purpose; the main one may still be empty
+            folder.require_pictures(opened[-1])
+        return opened[-1]
+
+    main = read(settings.folder)
     found = [replace(picture, repeats=picture.repeats * settings.repeats)
              for picture in _masked(main, settings.mask_folder, settings, scan)]
     for entry in settings.more:
-        one = scan(config.find(entry["folder"]))
-        found += [_as_said(picture, entry)
-                  for picture in _masked(one, entry.get("mask_folder", ""), settings, scan)]
+        found += [_as_said(picture, entry) for picture in _masked(
+            read(entry["folder"]), entry.get("mask_folder", ""), settings, scan)]
     found = _held_out(found, settings.validation)
     if settings.validation_folder:
         found += [replace(picture, held=True)
-                  for picture in scan(config.find(settings.validation_folder)).pictures]
-    return Dataset(main.folder, tuple(found))
+                  for picture in read(settings.validation_folder).pictures]
+    if settings.balance:
+        found = _balanced(found)
+    return Dataset(main.folder, tuple(found), _left_out(settings, opened, found))
 
 
 def check(settings: DatasetConfig) -> None:
@@ -92,3 +101,31 @@ def _held_out(pictures: list[Picture], share: float) -> list[Picture]:
     drawn = sorted(new, key=lambda picture: streams.number(0, "validation", picture.name))
     chosen = {picture.path for picture in drawn[:max(0, count)]}
     return [replace(picture, held=picture.path in chosen) for picture in pictures]
+
+
+def _balanced(pictures: list[Picture]) -> list[Picture]:
+    """With the regularisation pictures shown as often in an epoch as all that teach something new:
+    each in proportion to its repeats, to within one, and some not at all where there are too many.
+    """
+    new = sum(p.repeats for p in pictures if p.size and not p.prior and not p.held)
+    prior = [i for i, p in enumerate(pictures) if p.size and p.prior]
+    if not new:
+        return pictures
+    whole = sum(pictures[i].repeats for i in prior)
+    times = {i: new * pictures[i].repeats // whole for i in prior}
+    rest = sorted(prior, key=lambda i: (-(new * pictures[i].repeats % whole), streams.number(
+        0, "balance", pictures[i].name)))
+    for i in rest[:new - sum(times.values())]:
+        times[i] += 1
+    return [replace(p, repeats=times.get(i, p.repeats)) for i, p in enumerate(pictures)]
+
+
+def _left_out(settings: DatasetConfig, opened: list[Dataset],
+              found: list[Picture]) -> tuple[LeftOut, ...]:
+    """What the folders leave out, but for folders that the settings name."""
+    named = {one.folder.resolve() for one in opened} | {config.find(path).resolve() for path in (
+        settings.mask_folder, *(entry.get("mask_folder", "") for entry in settings.more)) if path}
+    return (*(each for one in opened for each in one.left_out
+              if each.path.resolve() not in named),
+            *(LeftOut(p.path, "there are more regularisation pictures than are balanced by others")
+              for p in found if p.size and not p.repeats))

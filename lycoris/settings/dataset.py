@@ -18,6 +18,9 @@ class DatasetConfig:
         "Further folders, one a line: folder = \"dogs\", repeats = 2. Also weight (of the loss), "
         "caption (where a picture has none), mask_folder, regularisation = true.",
         label="More folders")] = ()
+    balance: Annotated[bool, Knob("Show as many regularisation pictures in an epoch as others: "
+                                  "repeated, or only some of them.",
+                                  label="Balance regularisation")] = False
     resolution: Annotated[int, Knob("Side of the square whose area the pictures are trained at.",
                                     8, 4096, 8, unit="px")] = 512
     bucket: Annotated[bool, Knob("Keep each picture's shape: train in buckets of similar aspect "
