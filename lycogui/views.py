@@ -17,9 +17,10 @@ from urllib.parse import urlencode
 
 from lycogui import speed, toolviews
 from lycogui.workspace import Workspace, run_id
-from lycoris import algorithms, config, devices, events, report
+from lycoris import algorithms, config, devices, events, plan, report
 from lycoris.contestants import BASE
 from lycoris.data import captions
+from lycoris.data import epoch as epochs
 from lycoris.data.folder import Picture
 from lycoris.errors import DatasetError, LycorisError, RunError
 from lycoris.families import Family
@@ -65,7 +66,7 @@ def gallery(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
         for picture in pictures:
             flags.setdefault(picture.name, []).append(kind)
     return {
-        **found, "limit": limit, "others": _others(workspace),
+        **found, "limit": limit,
         "captioned": sum(bool((p.caption or "").strip()) for p in dataset.pictures),
         "problems": {kind: [p.name for p in pictures] for kind, pictures in problems.items()},
         "items": [{
@@ -77,28 +78,16 @@ def gallery(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _others(workspace: Workspace) -> str:
-    """ "12 more in dogs, 40 for regularisation in people; 3 are held out": what is not in the
-    gallery, as one line; empty where there is nothing."""
+def epoch(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
+    """The epoch of the run on screen, counted from the headers of its pictures, and what its
+    folders leave out; `problem` where a folder cannot be read."""
     run = workspace.config
     try:
         found = workspace.pictures(run)
     except LycorisError as error:
-        return str(error)
-    home = workspace.dataset(run).folders
-    said = [f"{len(pictures)} {_sort(pictures[0])} in {folder.name}"
-            for folder, pictures in found.folders.items() if folder not in home]
-    times = len(found.learned) and sum(p.repeats for p in found.learned)
-    if times != len(found.learned):
-        said.append(f"an epoch shows {times} pictures, repeats counted")
-    if found.held:
-        said.append(f"{len(found.held)} are held out for validation")
-    return "; ".join(said)
-
-
-def _sort(picture: Picture) -> str:
-    return ("for validation" if picture.held else
-            "for regularisation" if picture.prior else "more")
+        return {"problem": str(error)}
+    counted = epochs.of(found, plan.buckets_of(run, found.learned), run.train)
+    return {**counted.data(), "left_out": epochs.left_out(found)}
 
 
 def save_caption(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +200,7 @@ def stop_comparison(workspace: Workspace, given: dict[str, Any]) -> dict[str, An
 
 
 VIEWS: dict[str, Callable[[Workspace, dict[str, Any]], Any]] = {
-    view.__name__: view for view in (status, gallery, save_caption, all_runs, follow, ask,
+    view.__name__: view for view in (status, gallery, epoch, save_caption, all_runs, follow, ask,
                                      comparison, stop_comparison, toolviews.tool,
                                      toolviews.cancel_tool, speed.calibration)}
 

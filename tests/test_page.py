@@ -167,6 +167,21 @@ def test_status_names_base_and_device(workspace: Workspace) -> None:
     assert "no base model" in views.status(workspace, {})["base"]["problem"]
 
 
+def test_the_epoch_is_counted_and_follows_settings_and_files(workspace: Workspace, pictures: Path,
+                                                             tmp_path: Path) -> None:
+    found = views.epoch(workspace, {})
+    assert (found["shown"], found["batches"], found["smaller"], found["epochs"]) == (5, 3, 1, 2)
+    assert [(b["shown"], b["batches"], b["rest"]) for b in found["buckets"]] == [(5, 3, 1)]
+    run = workspace.config
+    (pictures / "6.gif").write_bytes(b"GIF")
+    workspace.remember(knobs.replace(run, {"dataset.repeats": 2}))
+    found = views.epoch(workspace, {})
+    assert (found["shown"], found["batches"]) == (10, 5)
+    assert [each["names"] for each in found["left_out"]] == [["6.gif"]]
+    workspace.remember(knobs.replace(run, {"dataset.folder": str(tmp_path / "none")}))
+    assert "There is no folder" in views.epoch(workspace, {})["problem"]
+
+
 def test_gallery_lists_pictures_and_problems(workspace: Workspace, pictures: Path) -> None:
     (pictures / "2.txt").unlink()
     (pictures / "3.png").write_text("no picture")

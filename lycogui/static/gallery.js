@@ -48,7 +48,6 @@ lyco.parts.gallery = ({element}) => {
     if (!data.items.length) return [h("b", {}, "No pictures here yet. "), "Put pictures (png, jpg, webp, bmp) into this folder, or choose another one."];
     const kinds = Object.entries(data.problems || {});
     const parts = [h("b", {}, lyco.some(data.items.length, "picture")), `, ${lyco.count(data.captioned)} with captions. `];
-    if (data.others) parts.push(`Beside them: ${data.others}. `);
     if (!kinds.length) parts.push("No problems. ");
     for (const [kind, names] of kinds)
       parts.push(h(data.only === kind ? "button.link.on" : "button.link", {title: "Show only these",

@@ -73,7 +73,8 @@ def connect(page: Page) -> None:
 
     gr.on([widget.change for widget in form.widgets.values()], refresh, inputs=form.inputs,
           outputs=page["shown"], api_visibility="private",
-          show_progress="hidden", trigger_mode="always_last")
+          show_progress="hidden", trigger_mode="always_last").then(
+        None, js="() => { lyco.countEpoch?.(); }")
     page["refresh"] = refresh
     connect_options(page)
     connect_views(page)

@@ -29,6 +29,7 @@ def build(page: Page) -> None:
                                                   scale=0)
             with gr.Accordion("More folders, masks, validation", open=False, elem_id="folder-more"):
                 page.form.place("folder more")
+            page["epoch"] = mount("epoch", "<div class='epoch-root'></div>", elem_id="epoch")
             page["gallery"] = mount("gallery", "<div class='gallery-root'></div>")
         with gr.Column(scale=2, elem_classes="pane"):
             page["editor"] = mount("editor", "<div class='editor-root'></div>")

@@ -30,6 +30,7 @@ def build(page: Page) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=340, elem_classes="pane train-form"):
             form.place("train")
+            mount("epoch", "<div class='epoch-root short'></div>", elem_id="train-epoch")
             page["train"] = gr.Button("Train", variant="primary", size="lg", elem_id="train")
             page["pair"] = gr.Button("Train an A/B pair", size="md", elem_id="train-pair")
             page["train note"] = gr.HTML(apply_default_css=False, elem_id="train-note")
