@@ -27,7 +27,7 @@ from lycoris.errors import DatasetError, LycorisError
 from lycoris.families import Family
 from lycoris.plan import Plan
 from lycoris.runs import RunFolder
-from lycoris.settings import Config
+from lycoris.settings import Config, DatasetConfig
 
 T = TypeVar("T")
 COMPARISONS, TOOLS, ADAPTERS, MODELS = "comparisons", "tools", "adapters", "models"
@@ -41,6 +41,8 @@ class Workspace:
         self.config = self._remembered()
         self._lock = threading.RLock()
         self._cache: dict[Any, tuple[Any, Any]] = {}
+        self._gathered: tuple[DatasetConfig | None, list[tuple[Path, Dataset]], Dataset | None]
+        self._gathered = None, [], None
         self._folders = {self.runs_folder}
         self._roots: set[Path] = set()
         self.device = devices.choose("auto")
@@ -134,8 +136,21 @@ class Workspace:
         return self.open_folder(config.find(run.dataset.folder))
 
     def pictures(self, run: Config) -> Dataset:
-        """Everything the run learns from: the main folder and the further ones."""
-        return gather.gather(run.dataset, self.open_folder)
+        """Everything the run learns from: the main folder and the further ones; gathered again when
+        the settings or one of the folders have changed."""
+        settings, opened, found = self._gathered
+        if settings == run.dataset and found is not None and all(
+                self.open_folder(path) is held for path, held in opened):
+            return found
+        opened = []
+
+        def scan(path: Path) -> Dataset:
+            opened.append((path, self.open_folder(path)))
+            return opened[-1][1]
+
+        found = gather.gather(run.dataset, scan)
+        self._gathered = run.dataset, opened, found
+        return found
 
     def open_folder(self, path: Path) -> Dataset:
         """A dataset folder, scanned again when anything in it has changed; from now on its pictures

@@ -86,6 +86,44 @@ def test_rotation_and_transparency(tmp_path: Path) -> None:
     assert folder.decode(tmp_path / "b.png").getpixel((0, 0)) == (255, 255, 255)
 
 
+def test_a_png_turned_by_its_last_chunk_is_seen_without_decoding_it(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png", exif=exif)
+    data = (tmp_path / "a.png").read_bytes()
+    at = data.index(b"eXIf") - 4
+    chunk = data[at:at + 12 + int.from_bytes(data[at:at + 4], "big")]
+    end = data.index(b"IEND") - 4
+    (tmp_path / "b.png").write_bytes(data[:at] + data[at + len(chunk):end] + chunk + data[end:])
+    assert folder.decode(tmp_path / "b.png").size == (20, 30)
+
+    def decoded(image: Image.Image) -> None:
+        raise AssertionError("the whole picture is decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
+    assert [p.size for p in folder.scan(tmp_path).pictures] == [(20, 30)] * 2
+
+
+def test_pictures_of_every_kind_keep_their_colours(tmp_path: Path) -> None:
+    """CMYK, 16-bit grey (as picture and as mask), palettes, one bit; of an animation the first."""
+    Image.frombytes("I;16", (3, 1), bytes([0, 0, 128, 128, 255, 255])).save(tmp_path / "grey.png")
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
+    Image.new("P", (8, 8), 0).save(tmp_path / "palette.png")
+    Image.new("1", (8, 8), 1).save(tmp_path / "bit.bmp")
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:],
+                   lossless=True)
+    found = {p.name: folder.decode(p.path) for p in folder.scan(tmp_path).pictures}
+    grey = [found["grey.png"].getpixel((x, 0)) for x in range(3)]
+    assert grey == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+    mask = folder.decode_mask(tmp_path / "grey.png")
+    assert [mask.getpixel((x, 0)) for x in range(3)] == [0, 128, 255]
+    assert {name: image.getpixel((4, 4)) for name, image in found.items() if name[0] != "g"} == {
+        "bit.bmp": (255,) * 3, "cmyk.jpg": (255, 0, 0), "moving.webp": (255, 0, 0),
+        "palette.png": (0,) * 3}
+
+
 def test_fit_covers_and_crops_evenly(tmp_path: Path) -> None:
     image = Image.new("RGB", (60, 20), "white")
     image.paste("black", (0, 0, 15, 20))

@@ -208,7 +208,7 @@ def look(path: Path) -> Picture:
     try:
         with _open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            turned = _exif(image, path).get(0x0112, 1) in (5, 6, 7, 8)
             if width * height > MAX_PIXELS:
                 problem = f"{width} x {height} is more than {MAX_PIXELS // 10**6} megapixels"
             else:
@@ -218,6 +218,22 @@ def look(path: Path) -> Picture:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         problem = f"cannot be read: {error}"
     return Picture(path, size, caption, problem, caption_problem)
+
+
+def _exif(image: Image.Image, path: Path) -> Image.Exif:
+    """The EXIF data of a picture that is open. Of a PNG Pillow would decode all of it, since the
+    chunk may come last; here the chunks are walked (PNG specification, 11.3.2)."""
+    if image.format == "PNG" and "exif" not in image.info:
+        with path.open("rb") as file:
+            file.seek(8)
+            while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+                length = int.from_bytes(head[:4], "big")
+                if head[4:] == b"eXIf":
+                    image.info["exif"] = b"Exif\0\0" + file.read(length)
+                    break
+                file.seek(length + 4, os.SEEK_CUR)
+        return Image.Image.getexif(image)
+    return image.getexif()
 
 
 def require_pictures(dataset: Dataset) -> None:
