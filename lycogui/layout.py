@@ -115,7 +115,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     "train memory": (
         Place("train.accumulate", "number"), Place("train.split", "number"),
         Place("train.gradient_checkpointing"), Place("train.retry_smaller"),
-        Place("train.compile"), Place("train.offload"),
+        Place("train.compile"), Place("train.offload"), Place("train.block_swap"),
         Place("train.precision"), Place("train.device"),
     ),
     "train output": (

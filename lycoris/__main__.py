@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 RESUMABLE = ("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.device",
              "train.precision", "train.gradient_checkpointing", "train.compile", "train.split",
-             "train.retry_smaller", "train.offload", "train.validate_every", "model.dtype",
-             "optimizer.lr", "output.dtype", "sample.", "dataset.cache_limit",
+             "train.retry_smaller", "train.offload", "train.block_swap", "train.validate_every",
+             "model.dtype", "optimizer.lr", "output.dtype", "sample.", "dataset.cache_limit",
              "dataset.cache_folder")
 
 

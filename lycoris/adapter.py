@@ -82,6 +82,11 @@ class Adapter(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(iter(self.p.values())).dtype
 
+    @property
+    def place(self) -> torch.device:
+        """Where it computes; the base's weight may wait elsewhere."""
+        return next(iter(self.p.values())).device
+
     @torch.no_grad()
     def derive(self, weight: Tensor) -> None:
         """Make what the algorithm takes from the base's weight, fp32 on the CPU, once."""
@@ -104,14 +109,14 @@ class Adapter(nn.Module):
         each step. `weight` is the base's own tensor."""
         if self.algorithm.whole and self.dora_scale is None:
             with torch.no_grad():
-                self.p[self.algorithm.whole].add_(weight)
+                self.p[self.algorithm.whole].add_(weight.to(self.place))
             self.origin = weight
 
     @torch.no_grad()
     def release(self) -> None:
         """Hold dW again."""
         if self.origin is not None:
-            self.p[self.algorithm.whole].sub_(self.origin)
+            self.p[self.algorithm.whole].sub_(self.origin.to(self.place))
             self.origin = None
 
     @property
@@ -124,7 +129,7 @@ class Adapter(nn.Module):
         if self.origin is None:
             return p
         whole = self.algorithm.whole
-        return {**p, whole: p[whole] - self.origin.to(p[whole].dtype)}
+        return {**p, whole: p[whole] - self.origin.to(p[whole])}
 
     def unfreeze(self) -> None:
         """Let everything learn that is to be learned."""
@@ -307,7 +312,9 @@ class Adapter(nn.Module):
     @torch.no_grad()
     def norm(self, weight: Tensor) -> Tensor:
         """The Frobenius norm of the scaled dW, all ranks counted."""
-        return self.scaled_delta(weight.to(self.dtype)).norm()
+        if self.algorithm.needs_weight:
+            weight = weight.to(self.dtype)
+        return self.scaled_delta(weight).norm()
 
     @torch.no_grad()
     def cap_norm(self, weight: Tensor, norm: float, limit: float) -> float:
@@ -319,6 +326,6 @@ class Adapter(nn.Module):
             self.algorithm.shrink(p, limit / norm)
             if self.origin is not None:
                 whole = self.algorithm.whole
-                self.p[whole].copy_(self.origin + p[whole])
+                self.p[whole].copy_(self.origin.to(self.place) + p[whole])
             norm = self.norm(weight).item()
         return norm

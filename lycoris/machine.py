@@ -27,8 +27,8 @@ WARM = 2  # steps that are left out: caches fill, kernels are chosen
 FEWEST = 3  # steps that make a measurement
 LIMITS = (0.5, 2.0)  # a correction beyond them is no correction
 SPEED = ("model.dtype", "train.precision", "train.batch_size", "train.accumulate",
-         "train.split", "train.gradient_checkpointing", "train.max_norm", "optimizer.name",
-         "dataset.resolution", "dataset.bucket", "dataset.bucket_step")
+         "train.split", "train.gradient_checkpointing", "train.block_swap", "train.max_norm",
+         "optimizer.name", "dataset.resolution", "dataset.bucket", "dataset.bucket_step")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import footprint, holding, optimizers, quantised, sampling
+from . import footprint, holding, optimizers, quantised, sampling, swapping
 from .algorithms import Shape, elements
 from .assignments import Assignment
 from .data import buckets, wording
@@ -224,10 +224,24 @@ def _weights(plan: Plan, device: str, table: Table | None) -> Iterator[Item]:
         numbers = {part: table.parameters(part) for part in table.parts}
     width = WIDTHS[base_dtype(plan.config, device)]
     saved = _packing(plan, width)
+    waiting, largest = _waiting(plan, device)
     for part, count in numbers.items():
+        away = waiting if part == next(iter(plan.family.prefixes)) else 0
         yield Item("weights", f"{part.replace('_', ' ')} weights",
-                   round(count * (4 if part == "vae" and not plan.family.half_vae else width)
-                         - saved[part]))
+                   round((count - away) * (4 if part == "vae" and not plan.family.half_vae
+                                           else width) - saved[part]))
+    if waiting:
+        yield Item("temporary", "a swapped block's weights", round(largest * width))
+
+
+def _waiting(plan: Plan, device: str) -> tuple[int, int]:
+    """(numbers of the blocks that wait in the computer's memory, those of the largest of them)"""
+    if not swapping.happens(plan.config, device):
+        return 0, 0
+    part = next(iter(plan.family.prefixes))
+    blocks = swapping.sizes(layer for layer in plan.family.layers if layer.part == part)
+    found = [blocks[name] for name in swapping.chosen(blocks, plan.config.train.block_swap)]
+    return sum(found), max(found, default=0)
 
 
 def _packing(plan: Plan, width: float) -> Counter[str]:

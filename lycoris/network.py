@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import adapterfile, quantised, streams
+from . import adapterfile, quantised, streams, swapping
 from .adapter import Adapter
 from .adapterfile import AdapterFile
 from .assignments import Assignment
@@ -69,7 +69,7 @@ class LycorisNetwork(nn.Module):
                     adapter.init(weight)
                 else:
                     adapter.load_tensors(source.group(assignment.source or assignment.key))
-            self.adapters[assignment.key] = adapter.to(target.weight.device)
+            self.adapters[assignment.key] = adapter.to(swapping.place_of(target))
             if not quantised.is_quantised(target):
                 adapter.absorb(target.weight.detach())
             self._targets[assignment.key] = target
@@ -178,15 +178,18 @@ class LycorisNetwork(nn.Module):
     @torch.no_grad()
     def apply_max_norm_regularization(self, value: float) -> Norms:
         """Cap every layer's scaled dW at Frobenius norm `value`."""
-        weights = {key: quantised.weight_of(target) if adapter.algorithm.needs_weight
-                   else target.weight for (key, adapter), target in
-                   zip(self.adapters.items(), self._targets.values(), strict=True)}
-        norms = torch.stack([adapter.norm(weights[key])
+        def weight(key: str) -> Tensor:
+            target = self._targets[key]
+            if not self.adapters[key].algorithm.needs_weight:
+                return target.weight
+            return quantised.weight_of(target).to(swapping.place_of(target))
+
+        norms = torch.stack([adapter.norm(weight(key))
                              for key, adapter in self.adapters.items()]).tolist()
         capped = 0
         for place, (key, adapter) in enumerate(self.adapters.items()):
             if norms[place] > value:
-                norms[place] = adapter.cap_norm(weights[key], norms[place], value)
+                norms[place] = adapter.cap_norm(weight(key), norms[place], value)
                 capped += 1
         return Norms(capped, sum(norms) / len(norms), max(norms))
 

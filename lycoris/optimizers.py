@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -183,8 +184,19 @@ def load(name: str) -> type[torch.optim.Optimizer]:
     try:
         return getattr(importlib.import_module(module), attribute)
     except ImportError:
-        raise MissingPackage(row.needs, f"Run: pip install {row.needs}, or choose AdamW.",
-                             field="optimizer.name") from None
+        raise _missing(row) from None
+
+
+def require(name: str) -> None:
+    """MissingPackage where the optimiser's package is not installed; nothing is imported."""
+    row = pick(ROWS, name, "optimizer.name")
+    if importlib.util.find_spec(row.path.partition(":")[0].partition(".")[0]) is None:
+        raise _missing(row)
+
+
+def _missing(row: Row) -> MissingPackage:
+    return MissingPackage(row.needs, f"Run: pip install {row.needs}, or choose AdamW.",
+                          field="optimizer.name")
 
 
 def _by_matrix(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

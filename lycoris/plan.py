@@ -25,11 +25,13 @@ from . import (
     optimizers,
     presets,
     promptfile,
+    quantised,
     samplers,
     schedules,
     sizes,
     starting,
     surprises,
+    swapping,
     thumbnail,
     timesteps,
     weightings,
@@ -126,6 +128,9 @@ def make(run: Config, *, family: Family | None = None, dataset: Dataset | None =
         except LycorisError:
             if need_dataset:
                 raise
+    if need_dataset:  # it is to be trained: what is missing is told before anything is loaded
+        optimizers.require(run.optimizer.name)
+        quantised.require(run.model.dtype)
     if need_dataset and dataset is not None:
         family.require_files()
         folder.require_trainable(dataset)
@@ -251,7 +256,7 @@ def check_names(run: Config) -> None:
         timesteps.bounds(run.loss, run.loss.timestep_max or sys.maxsize)
     except ConfigError as error:
         problems |= error.problems
-    problems |= optimizers.problems(run)
+    problems |= optimizers.problems(run) | swapping.problems(run)
     if problems:
         raise ConfigError(problems)
 

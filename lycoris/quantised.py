@@ -6,6 +6,7 @@ passes. Convolutions, norms and tables of embeddings have no packed form.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 
 import torch
@@ -25,6 +26,13 @@ OUTLIER = 6.0
 EIGHT_BIT, FOUR_BIT = ("Linear8bitLt",), ("Linear4bit", "LinearNF4", "LinearFP4")
 
 
+def require(kind: str) -> None:
+    """MissingPackage where model.dtype is packed and bitsandbytes, which packs, is not there."""
+    if kind in KINDS and importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingPackage("bitsandbytes", "Run: pip install bitsandbytes, or choose another "
+                             "precision of the base.", "model.dtype")
+
+
 def is_quantised(module: nn.Module) -> bool:
     return type(module).__name__ in (*EIGHT_BIT, *FOUR_BIT)
 
@@ -34,10 +42,7 @@ def quantise(root: nn.Module, kind: str, device: torch.device) -> None:
 
     MissingPackage without bitsandbytes.
     """
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise MissingPackage("bitsandbytes", "pip install bitsandbytes", "model.dtype") from None
+    require(kind)
     for name, child in list(root.named_modules()):
         if type(child) is nn.Linear and not KEPT.search(name):
             root.set_submodule(name, _packed(child, kind).to(device).requires_grad_(False))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import knobs, optimizers, promptfile
+from . import knobs, optimizers, promptfile, swapping
 from .memory import ENCODING, LOADING, MIB, PAINTING, TRAINING, base_dtype, is_half, predict
 from .plan import Plan, buckets_of
 from .settings import Config
@@ -102,6 +102,15 @@ def _small_batch(plan: Plan, device: str) -> Change:
             "Each batch one picture at a time: the same result, slower.")
 
 
+def _swap(plan: Plan, device: str) -> Change:
+    run, values = plan.config, {"train.gradient_checkpointing": True, "train.block_swap": 1.0}
+    possible = not swapping.problems(knobs.replace(run, values))
+    if device == "cpu" or run.train.block_swap == 1 or not possible:
+        return None
+    return values, ("The denoiser's blocks in the computer's memory, each on the GPU while it is "
+                    "at work: the same result, slower.")
+
+
 def _no_text(plan: Plan, device: str) -> Change:
     if not any(a.layer.part.startswith("text_encoder") for a in plan.assignments):
         return None
@@ -124,7 +133,8 @@ def _small_samples(plan: Plan, device: str) -> Change:
 
 
 CHANGES: tuple[Callable[[Plan, str], Change], ...] = (
-    _offload, _checkpointing, _half, _small_state, _small_batch, _no_text, _small_samples, _lower)
+    _offload, _checkpointing, _half, _small_state, _small_batch, _swap, _no_text,
+    _small_samples, _lower)
 
 
 def after_failure(plan: Plan, doing: str, device: str = "cuda") -> list[str]:
@@ -147,12 +157,17 @@ def after_failure(plan: Plan, doing: str, device: str = "cuda") -> list[str]:
     if doing != ENCODING:
         if run.model.dtype != "auto" or run.train.precision == "fp32":
             offer("resume", {"train.precision": "auto", "model.dtype": "auto"})
+        swap = _swap(plan, device)
         if doing == LOADING:
+            if swap:
+                offer("resume", swap[0], TRAINING)
             return [*found, "close other programs that use the device"]
         if not run.train.gradient_checkpointing:
             offer("resume", {"train.gradient_checkpointing": True}, TRAINING)
         if run.train.batch_size > run.train.split:
             offer("resume", {"train.split": run.train.batch_size}, TRAINING)
+        if swap:
+            offer("resume", swap[0], TRAINING)
         if small := _small_state(plan, device):
             offer("start a new run", {"optimizer.name": small[0]["optimizer.name"]}, TRAINING)
     if lower:
@@ -187,7 +202,8 @@ def same_result(run: Config) -> dict[str, Any]:
         return {"train.gradient_checkpointing": True}
     if train.split < train.batch_size:
         return {"train.split": min(2 * train.split, train.batch_size)}
-    return {}
+    swap = {"train.block_swap": 1.0}
+    return {} if train.block_swap == 1 or swapping.problems(knobs.replace(run, swap)) else swap
 
 
 def written(values: Mapping[str, Any]) -> list[str]:

@@ -236,8 +236,9 @@ class Slot:
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else (
             base.dtype)
 
-        def build(seen: Sequence[Tensors]) -> tuple[Tensor, Tensor | None]:
-            weight, bias = None, base_bias
+        def build(base: Tensor, bias: Tensor | None,
+                  seen: Sequence[Tensors]) -> tuple[Tensor, Tensor | None]:
+            weight = None
             for adapter, p in zip(adapters, seen, strict=True):
                 weight, bias = adapter.changed(base, bias, adapter.multiplier, weight, p)
             assert weight is not None
@@ -245,15 +246,16 @@ class Slot:
 
         own = len(adapters) == 1 and adapters[0].holds_all and dtype == adapters[0].dtype
         if own or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.applied(x.to(dtype), *build(seen))  # nothing is made, or kept
+            return self.applied(x.to(dtype), *build(base, base_bias, seen))  # nothing made or kept
         named = [list(p) for p in seen]
         flat = [tensor for p in seen for tensor in p.values()]
 
-        def rebuild(flat: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        def rebuild(base: Tensor, bias: Tensor | None,
+                    flat: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
             each = iter(flat)
-            return build([{name: next(each) for name in names} for names in named])
+            return build(base, bias, [{name: next(each) for name in names} for names in named])
 
-        return _Rebuilt.apply(self, rebuild, x.to(dtype), *flat)
+        return _Rebuilt.apply(self, rebuild, x.to(dtype), base, base_bias, *flat)
 
     def _beside(self, x: Tensor, adapters: Sequence[Adapter], seen: Sequence[dict]) -> Tensor:
         """For a quantised base: its own output, and dW x beside it."""
@@ -305,24 +307,24 @@ def apply(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 
 class _Rebuilt(torch.autograd.Function):
-    """The layer's operation with a weight that is not kept for the backward pass: `build(tensors)`
-    makes it and its bias again from what is smaller, this time with the way back to them."""
+    """The layer's operation with a weight that is not kept for the backward pass: `build` makes it
+    and its bias again from the base's and what is smaller, this time with the way back to them."""
 
     @staticmethod
     def forward(ctx: Any, slot: Slot, build: Callable[..., tuple[Tensor, Tensor | None]],
-                x: Tensor, *tensors: Tensor) -> Tensor:
+                x: Tensor, base: Tensor, bias: Tensor | None, *tensors: Tensor) -> Tensor:
         ctx.slot, ctx.build = slot, build
-        ctx.save_for_backward(x, *tensors)
-        return slot.applied(x, *build(tensors))
+        ctx.save_for_backward(x, base, bias, *tensors)  # the base's may be a copy for this pass
+        return slot.applied(x, *build(base, bias, tensors))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *tensors = ctx.saved_tensors
-        wants_x, *wants = ctx.needs_input_grad[2:]
+        x, base, base_bias, *tensors = ctx.saved_tensors
+        wants_x, _, _, *wants = ctx.needs_input_grad[2:]
         with torch.enable_grad():
             copies = [tensor.detach().requires_grad_(want)
                       for tensor, want in zip(tensors, wants, strict=True)]
-            weight, bias = ctx.build(copies)
+            weight, bias = ctx.build(base, base_bias, copies)
         made = weight.detach()
         needs_weight, needs_bias = weight.requires_grad, bias is not None and bias.requires_grad
         module = ctx.slot.module
@@ -341,7 +343,7 @@ class _Rebuilt(torch.autograd.Function):
         learned = [copy for copy, want in zip(copies, wants, strict=True) if want]
         found = iter(torch.autograd.grad([t for t, _ in outputs], learned, [g for _, g in outputs],
                                          allow_unused=True) if learned else ())
-        return None, None, gx, *(next(found) if want else None for want in wants)
+        return None, None, gx, None, None, *(next(found) if want else None for want in wants)
 
 
 def _pointwise_backward(grad: Tensor, x: Tensor, weight: Tensor | None, wants_weight: bool,

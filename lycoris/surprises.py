@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 
 import torch
 
@@ -35,7 +37,7 @@ def network(run: Config, family: Family, assignments: Sequence[Assignment]) -> l
         groups.setdefault(key[0], (each.algorithm, {}))[1][each.layer] = alike[key]
     chosen = select(family, run.network)
     return [*_preset(run, chosen), *_dropped(run, chosen), *_rules(run, chosen),
-            *_unused(run, assignments), *_rate(run),
+            *_unused(run, assignments), *_unread(run, family, assignments), *_rate(run),
             *(warned for algorithm, layers in groups.values()
               for warned in _of(algorithm, layers, run.output.dtype))]
 
@@ -103,6 +105,28 @@ def _unused(run: Config, assignments: Sequence[Assignment]) -> Iterator[Warned]:
     if network.train_norm and not any(a.layer.kind == "norm" for a in assignments):
         yield Warned(f"The preset {network.preset} takes no normalisation layer, so "
                      "network.train_norm does nothing.", "")
+
+
+def _unread(run: Config, family: Family, assignments: Sequence[Assignment]) -> Iterator[Warned]:
+    """They stay in the file, as in other trainers' files, so that its layers are those of the
+    preset whatever layer is read."""
+    places = {}
+    for layer in family.layers:
+        if layer.part.startswith("text_encoder") and (
+                place := re.search(r"\blayers\.(\d+)\.", layer.name)):
+            places[layer] = int(place[1])
+    counts = {layer.part: place + 1 for layer, place in sorted(places.items(), key=itemgetter(1))}
+    unread = {layer for layer, place in places.items() if place > counts[layer.part] - (
+        family.read_layer(layer.part, run.model.clip_skip))}
+    found = [a.layer for a in assignments if a.layer in unread]
+    if not found or run.optimizer.text_encoder_lr == 0:
+        return
+    blocks = dict.fromkeys(re.sub(r"(\blayers\.\d+)\..*", r"\1.*", f"{layer.part}.{layer.name}")
+                           for layer in found)
+    yield Warned(f"{len(found)} of {len(assignments)} layers of the adapter come after the layer "
+                 "of the text encoder that is read: they learn nothing, and change nothing in the "
+                 "file.", "To leave them out, exclude them in network.rules: match = "
+                 f"{' and '.join(blocks)}.")
 
 
 def _rate(run: Config) -> Iterator[Warned]:

@@ -210,15 +210,14 @@ class Session:
         self.doing = "training"
         self.network.train()
         rate = self.learner.set_rates(step)
-        loss = 0.0
+        parts = []
         for piece in self.pieces:
             part = self.loss(step, piece) / run.train.accumulate
             self.scaler.scale(part).backward()
-            loss += part.item()
-        loss = self.crew.add_up(loss, list(self.network.parameters()))
+            parts.append(part.detach())
+        loss, norm = self._settle(parts)
         if not math.isfinite(loss):
             raise self._diverged("loss", loss, step)
-        norm = self._clip()
         # A scaler leaves out a step that overflows and halves its scale; at 1 it is not its doing.
         if not math.isfinite(norm) and self.scaler.get_scale() <= 1:
             raise self._diverged("gradient", norm, step)
@@ -261,11 +260,21 @@ class Session:
         return conditions.once(self.model, self.feed.texts, self.kept,
                                self._now_and_then(asked))
 
-    def _clip(self) -> float:
-        """The gradient's norm over the whole adapter, cut to clip_norm where that is set."""
+    def _settle(self, parts: Sequence[Tensor]) -> tuple[float, float]:
+        """(the step's loss, its gradient's norm): of all processes, and cut to clip_norm where that
+        is set. Alone, the host waits once for the device."""
+        if self.crew.size > 1:
+            loss = self.crew.add_up(sum(torch.stack(list(parts)).tolist()),
+                                    list(self.network.parameters()))
+            return loss, self._clip().item()
+        *losses, norm = torch.stack([*parts, self._clip().to(parts[0])]).tolist()
+        return sum(losses), norm
+
+    def _clip(self) -> Tensor:
+        """The gradient's norm over the whole adapter, before it is cut."""
         self.scaler.unscale_(self.optimizer)
         limit = self.plan.config.train.clip_norm or math.inf
-        return torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit).item()
+        return torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
 
     def _diverged(self, what: str, value: float, step: int) -> Diverged:
         """To be raised before the optimiser spreads it; says which layer and pictures began it."""
@@ -303,10 +312,12 @@ class Session:
         self.model.rest(resting(self.plan, self.device.type))
 
     def validate(self) -> None:
-        """The loss on what is held out; the others wait for the first at their next meeting."""
+        """The loss on what is held out, of the parameters that would be saved now; the others wait
+        for the first at their next meeting."""
         self.doing = "validating"
         if self.crew.first:
-            self.validator.look(self.progress.step)
+            with self.learner.shown():
+                self.validator.look(self.progress.step)
 
     def save(self) -> None:
         self.doing, began = "saving", time.perf_counter()

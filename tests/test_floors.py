@@ -19,7 +19,7 @@ FLOORS = {
         "registry", "known", "streams", "crew", "tensorfile", "schedules",
         "objectives", "optimizers",
         "samplers", "devices", "guideline", "algorithms", "families", "captioners", "presetfile",
-        "presets", "unetnames", "paths", "effort", "products", "quantised", "lowrank",
+        "presets", "swapping", "unetnames", "paths", "effort", "products", "quantised", "lowrank",
         "progress", "prompts", "emphasis", "embeddings",
         "weightings", "distances", "timesteps", "noises",
         "promptfile"),

@@ -104,6 +104,10 @@ class Family:
                   if layer.part == "text_encoder")
         return 1 + max((int(place[1]) for place in places if place), default=0)
 
+    def read_layer(self, part: str, clip_skip: int) -> int:
+        """The layer of a text encoder, counted from the last, after which nothing is seen of it."""
+        return clip_skip if self.clip_skips and part == "text_encoder" else 1
+
     @property
     def weights(self) -> Mapping[str, tensorfile.Lazy]:
         """{part: its weight file} of the parts that have layers; no tensor is read yet."""

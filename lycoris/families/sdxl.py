@@ -88,6 +88,9 @@ class StableDiffusionXL(StableDiffusion):
         self.require_files()
         return StableDiffusionXLModel(self, device, dtype, report)
 
+    def read_layer(self, part: str, clip_skip: int) -> int:
+        return READ_LAYER if part == "text_encoder" else 1  # the second's last states are pooled
+
     @property
     def original_kind(self) -> str:
         return "sdxl"

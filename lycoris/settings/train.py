@@ -25,7 +25,8 @@ class TrainConfig:
                                label="Batch in parts")] = 1
     retry_smaller: Annotated[bool, Knob("When memory runs out in training, go on from the last "
                                         "checkpoint with what saves memory and leaves the result "
-                                        "the same: gradient checkpointing, batches in parts.",
+                                        "the same: gradient checkpointing, batches in parts, "
+                                        "block swap.",
                                         label="Retry with less memory")] = False
     gradient_checkpointing: Annotated[bool, Knob("Compute activations twice instead of keeping "
                                                  "them: less memory, slower.")] = False
@@ -36,6 +37,10 @@ class TrainConfig:
                                   "the autoencoder, and text encoders that do not learn. They come "
                                   "back to paint samples. The same result.",
                                   label="Unused parts off the GPU")] = False
+    block_swap: Annotated[float, Knob(
+        "On a GPU, share of the denoiser's blocks whose weights wait in the computer's memory and "
+        "come when their block is at work: less memory, slower, the same result. Needs gradient "
+        "checkpointing; 0 is off.", 0, 1, 0.05, label="Block swap")] = 0.0
     clip_norm: Annotated[float, Knob("Longest allowed gradient; 0 is off.", 0, 1000,
                                      label="Gradient clipping")] = 1.0
     max_norm: Annotated[float, Knob("Longest allowed change of a layer, its Frobenius norm; shrunk "
