@@ -74,7 +74,7 @@ def card(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
         "steps": run.train.steps, "epochs": f"{made.epoch.epochs:.4g}",
         "pictures": len(dataset.learned) if dataset else 0,
         "batches": made.epoch.batches, "smaller": made.epoch.smaller,
-        "buckets": len(set(made.buckets)), "parts": f"{parts}.",
+        "buckets": len(set(made.buckets)), "parts": f"{parts}.", "preset": made.selection.taken,
         "notes": [f"{w.text} {w.fix}".strip() for w in made.warnings],
         "view": asked.view, "data": VIEWS[asked.view](workspace, made, asked),
     }

@@ -38,6 +38,7 @@ def one(options: argparse.Namespace, terminal: Terminal) -> int:
     parts = ", ".join(f"{part} {group.parameters:,} in {group.modules} layers"
                       for part, group in made.sizes.parts.items())
     rows = [("Algorithm", f"{data['algo']} on {made.family.title}"),
+            ("Layers", made.selection.taken),
             ("Parameters", f"{data['parameters']:,} ({parts})"),
             ("File", f"{data['file_bytes_with_metadata']:,} bytes "
                      f"({mebibytes(data['file_bytes_with_metadata'])}) in {data['dtype']}, "

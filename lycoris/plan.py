@@ -36,7 +36,7 @@ from . import (
     timesteps,
     weightings,
 )
-from .assignments import Assignment, assign_family
+from .assignments import Assignment, assign_family, select
 from .data import buckets as bucketing
 from .data import epoch, folder, gather, loader
 from .data.epoch import Epoch
@@ -45,6 +45,7 @@ from .data.loader import batches_per_epoch
 from .errors import ConfigError, LycorisError
 from .events import Warned
 from .families import Family, check_preset, open_chosen, preset_names
+from .presets import Selection
 from .registry import pick
 from .runs import RunFolder
 from .settings import Config, NetworkConfig
@@ -75,6 +76,11 @@ class Plan:
     def epoch(self) -> Epoch:
         """What an epoch is, and how many the run has."""
         return epoch.of(self.dataset, self.buckets, self.config.train)
+
+    @property
+    def selection(self) -> Selection:
+        """What the preset matched of this model, and what it did not."""
+        return select(self.family, self.config.network)
 
     @property
     def training_bytes(self) -> int:

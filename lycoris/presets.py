@@ -39,7 +39,8 @@ SHOWN = 6  # names in a message
 
 @dataclass(frozen=True)
 class Selection:
-    """The layers a preset takes, in the model's order, norms among them.
+    """The layers a preset takes, in the model's order, norms among them; `offered` is how many
+    layers each part has, norms aside.
 
     `overrides` is what a layer has of its own, {(part, name): {algo, dim, alpha, option, ..}};
     an option means something only where the layer's algorithm has it. `matched` counts the layers,
@@ -50,6 +51,7 @@ class Selection:
 
     preset: str
     layers: tuple[Layer, ...]
+    offered: Mapping[str, int]
     overrides: Mapping[tuple[str, str], Mapping[str, Any]]
     matched: Mapping[str, int]
     unmatched: tuple[str, ...]
@@ -59,22 +61,26 @@ class Selection:
     @property
     def counts(self) -> dict[str, int]:
         """{part: layers, norms aside}"""
-        found: dict[str, int] = {}
-        for layer in self.layers:
-            found[layer.part] = found.get(layer.part, 0) + (layer.kind != "norm")
-        return found
+        return _counted(self.layers)
+
+    @property
+    def taken(self) -> str:
+        """What was matched, in sentences: by part, and by target in the preset's order."""
+        listed = ", ".join(
+            f"{self.counts.get(part, 0)} of {count} in the "
+            f"{PARTS.get(part, part.replace('_', ' '))}" for part, count in self.offered.items())
+        said = [f"Of the layers {self.preset} takes {listed}."]
+        if named := [f"{text} {count}" for text, count in self.matched.items() if count]:
+            said.append(f"By target: {_listed(named)}.")
+        if self.overrides:
+            said.append(f"{len(self.overrides)} of them have settings of their own.")
+        return " ".join([*said, *self.notes])
 
     @property
     def text(self) -> str:
         """What was matched and what was not, in sentences."""
-        listed = ", ".join(f"{count} in the {PARTS.get(part, part.replace('_', ' '))}"
-                           for part, count in self.counts.items())
-        said = [f"{self.preset} takes {sum(self.counts.values())} layers: {listed}."]
-        if self.overrides:
-            said.append(f"{len(self.overrides)} of them have settings of their own.")
-        if self.unmatched:
-            said.append(f"Nothing matched: {_listed(self.unmatched)}.")
-        return " ".join([*said, *self.notes])
+        missing = f" Nothing matched: {_listed(self.unmatched)}." if self.unmatched else ""
+        return self.taken + missing
 
 
 def own_names() -> tuple[str, ...]:
@@ -139,6 +145,7 @@ def _select(kind: type[Family], layers: tuple[Layer, ...], preset: Preset) -> Se
         matched.setdefault(target.text, set()).update(found & taken)
     return Selection(
         preset.name, tuple(layer for i, layer in enumerate(layers) if i in taken),
+        MappingProxyType(_counted(layers)),
         MappingProxyType({(layers[i].part, layers[i].name): MappingProxyType(own)
                           for i, own in settings.items() if i in taken}),
         MappingProxyType({text: sum(layers[i].kind != "norm" for i in found)
@@ -255,6 +262,14 @@ def _nothing(kind: type[Family], layers: Sequence[Layer], preset: Preset, named:
     example = f" Its layers have names like {layers[0].name}." if layers else ""
     return refusal(f"the preset {preset.name} takes no layer of this model: {why}.",
                    f"{kind.label} has the classes {', '.join(classes)}.{example}")
+
+
+def _counted(layers: Iterable[Layer]) -> dict[str, int]:
+    """{part: its layers, norms aside}"""
+    found: dict[str, int] = {}
+    for layer in layers:
+        found[layer.part] = found.get(layer.part, 0) + (layer.kind != "norm")
+    return found
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ lyco.parts.plan = ({element, props, trigger, watch}) => {
     figure((plan.bytes / 2 ** 20).toFixed(2), "MiB", `${plan.dtype} file, exactly ${lyco.count(plan.bytes)} bytes`),
     memory(plan.memory), time.box),
     plan.by_name ? h("p.note", {}, h("b", {}, plan.model), ` by name alone, at ${plan.side} px. To train it, choose such a model as the base.`) : null,
-    h("p.note", {}, plan.parts), ...plan.notes.map(text => h("p.note.warn", {}, text)),
+    h("p.note", {}, plan.parts), h("p.note", {}, plan.preset), ...plan.notes.map(text => h("p.note.warn", {}, text)),
       plan.disk.lacking ? h("p.note.warn", {}, `The run would write ${lyco.memory(plan.disk.bytes)}, and ${lyco.memory(plan.disk.free)} are free on that disk.`) : null);
   };
 
