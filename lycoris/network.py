@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import adapterfile, quantised, streams, swapping
+from . import adapterfile, dialects, quantised, streams, swapping
 from .adapter import Adapter
 from .adapterfile import AdapterFile
+from .algorithms import Layer
 from .assignments import Assignment
 from .errors import AdapterError
 from .slot import Slot
@@ -53,6 +54,7 @@ class LycorisNetwork(nn.Module):
         """`source` is the file whose tensors they take; without one they start at no change."""
         super().__init__()
         self.adapters = nn.ModuleDict()
+        self.names: Mapping[Layer, Sequence[str]] = {}  # others that a layer has in files
         self._targets: dict[str, nn.Module] = {}
         self._roots = dict(modules)
         self._hooks: list[RemovableHandle] = []
@@ -202,10 +204,15 @@ class LycorisNetwork(nn.Module):
         return adapterfile.write(file, self.file_tensors(), dtype, metadata or {})
 
     def load_weights(self, file: Path | str) -> None:
-        """Take over a file's tensors; raises AdapterError where any of ours is missing or unfit."""
+        """Take over a file's tensors, whose layers may go by any of their `names`; raises
+        AdapterError where any of ours is missing or unfit."""
         opened = adapterfile.AdapterFile(file)
+        theirs = {dialects.canonical(name): name for name in opened.shapes}
+        places = {key: next((theirs[name] for name in (key, *self.names.get(adapter.layer, ()))
+                             if name in theirs), key)
+                  for key, adapter in self.adapters.items()}
         wrong = [key for key, adapter in self.adapters.items()
-                 if not opened.fits(key, adapter.assignment)]
+                 if not opened.fits(places[key], adapter.assignment)]
         if wrong:
             raise AdapterError(
                 f"{file} does not fit this network: {len(wrong)} of {len(self)} layers are missing "
@@ -213,7 +220,8 @@ class LycorisNetwork(nn.Module):
                 "Use create_lycoris_from_weights, which builds the network the file describes.",
                 keys=wrong)
         for key, adapter in self.adapters.items():
-            adapter.load_tensors(opened.group(key))
+            scale_1 = {"alpha": torch.tensor(float(adapter.algorithm.dim))}  # where none is said
+            adapter.load_tensors(scale_1 | opened.group(places[key]))
 
     @classmethod
     def from_file(cls, file: AdapterFile, assignments: Sequence[Assignment],

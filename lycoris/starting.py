@@ -71,8 +71,8 @@ def _scales(file: AdapterFile, assignments: Sequence[Assignment]) -> list[str]:
     """A change is scaled by alpha: another one would make another change of the same tensors."""
     for each in assignments:
         ours = each.algorithm.file_alpha(each.layer)
-        theirs = file.group(each.source).get("alpha")
-        if ours is not None and theirs is not None and not math.isclose(
-                ours, theirs.item(), rel_tol=2e-3):
-            return [f"its alpha is {theirs.item():g} and here it is {ours:g}, e.g. in {each.key}"]
+        said = file.group(each.source).get("alpha")
+        theirs = float(each.algorithm.dim) if said is None else said.item()  # none: a scale of 1
+        if ours is not None and not math.isclose(ours, theirs, rel_tol=2e-3):
+            return [f"its alpha is {theirs:g} and here it is {ours:g}, e.g. in {each.key}"]
     return []

@@ -60,6 +60,7 @@ def create_lycoris(module: nn.Module, multiplier: float = 1.0, linear_dim: int =
     found = assign(chosen, network, _key)
     need_layers([a.layer for a in found], preset)
     made = LycorisNetwork(found, {"": module})
+    made.names = _names(module, layers_of(module), own_first=True)
     made.set_multiplier(multiplier)
     return made
 
@@ -78,6 +79,7 @@ def create_lycoris_from_weights(
     names = _names(module, layers, own_first="lycoris wrapper" in opened.reading.dialects)
     found = adapterfile.match(opened, layers, names.__getitem__, type(module).__name__)
     network = LycorisNetwork.from_file(opened, found.assignments, {"": module})
+    network.names = names
     network.set_multiplier(multiplier)
     return network.requires_grad_(True), opened.tensors
 

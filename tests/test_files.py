@@ -16,10 +16,12 @@ import lycoris
 from lycoris import (
     adapterfile,
     contestants,
+    dialects,
     families,
     inspect,
     knobs,
     metadata,
+    outfile,
     plan,
     tensorfile,
     trainer,
@@ -163,6 +165,26 @@ def test_round_trip_through_the_public_api(algo: str, tmp_path: Path) -> None:
     assert set(tensors) == set(network.file_tensors()), "as the reference package returns them"
     found.merge_to()
     assert torch.allclose(root(x), trained, atol=1e-5)
+
+
+@pytest.mark.parametrize("dialect", ["kohya", "lycoris", "diffusers", "onetrainer", "ai-toolkit"])
+def test_load_weights_takes_any_dialect(small_base: Path, tmp_path: Path, dialect: str) -> None:
+    family = families.open_base(small_base)
+    unet = family.load(torch.device("cpu"), torch.float32).modules["unet"]
+    network = lycoris.create_lycoris(unet, 1.0, 2, 1, preset="attn-only")
+    for parameter in network.get_trainable_params():
+        torch.nn.init.normal_(parameter)
+    layers = {layer.name: layer for layer in family.layers if layer.part == "unet"}
+    groups = [(layers[adapter.layer.name], {
+        key.removeprefix(f"{adapter.assignment.key}."): tensor
+        for key, tensor in adapter.file_tensors().items()}) for adapter in network]
+    path = adapterfile.write(tmp_path / "a.safetensors", dialects.rewrite(
+        groups, outfile.names_in(family), dialect), None, {})
+    again = lycoris.create_lycoris(unet, 1.0, 2, 7, preset="attn-only")
+    again.load_weights(path)
+    for ours, theirs in zip(again, network, strict=True):
+        weight = torch.zeros(ours.layer.shape)
+        assert torch.allclose(ours.scaled_delta(weight), theirs.scaled_delta(weight), atol=1e-6)
 
 
 def test_the_public_api_refuses_what_it_does_not_know() -> None:
