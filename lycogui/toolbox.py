@@ -137,7 +137,8 @@ class Convert:
 
     def action(self, task: Task) -> str:
         algo = {"lora": " to LoRA", "full": " to Full"}.get(self.algo, "")
-        keys = "" if self.dialect == "keep" else f" to {self.dialect} keys"
+        spelled = {"onetrainer": "OneTrainer"}.get(self.dialect, self.dialect)
+        keys = "" if self.dialect == "keep" else f" to {spelled} keys"
         return "Convert" + " and".join(part for part in (algo, keys) if part)
 
     def name(self, task: Task) -> str:

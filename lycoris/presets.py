@@ -70,10 +70,10 @@ class Selection:
             f"{self.counts.get(part, 0)} of {count} in the "
             f"{PARTS.get(part, part.replace('_', ' '))}" for part, count in self.offered.items())
         said = [f"Of the layers {self.preset} takes {listed}."]
-        if named := [f"{text} {count}" for text, count in self.matched.items() if count]:
+        if named := [f"{text} ({count})" for text, count in self.matched.items() if count]:
             said.append(f"By target: {_listed(named)}.")
         if self.overrides:
-            said.append(f"{len(self.overrides)} of them have settings of their own.")
+            said.append(f"{len(self.overrides)} layers have settings of their own.")
         return " ".join([*said, *self.notes])
 
     @property
@@ -258,7 +258,7 @@ def _nothing(kind: type[Family], layers: Sequence[Layer], preset: Preset, named:
            else "nothing matched " + (_listed([t.text for t in preset.targets or ()]) or
                                       "because it names nothing"))
     parts = dict.fromkeys(layer.part for layer in layers)
-    classes = [name for part in parts for name in kind.blocks.get(part, {})]
+    classes = dict.fromkeys(name for part in parts for name in kind.blocks.get(part, {}))
     example = f" Its layers have names like {layers[0].name}." if layers else ""
     return refusal(f"the preset {preset.name} takes no layer of this model: {why}.",
                    f"{kind.label} has the classes {', '.join(classes)}.{example}")

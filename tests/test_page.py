@@ -476,3 +476,16 @@ def test_no_markup_is_made_from_strings_in_the_scripts() -> None:
                      "http://", "https://"):
             assert word not in text, f"{file.name} has {word}"
     assert "url(" not in (ROOT / "assets" / "theme.css").read_text("utf-8")
+
+
+def test_a_preset_that_takes_nothing_says_what_there_is(
+        workspace: Workspace, settings: Callable[..., Config], tmp_path: Path) -> None:
+    file = tmp_path / "odd.toml"
+    file.write_text('unet_target_module = ["ResnetBlock3D"]', "utf-8")
+    run = settings(f"network.preset={file}")
+    with pytest.raises(ConfigError) as caught:
+        workspace.plan(run)
+    found = algorithm.impossible(workspace, run, caught.value)
+    assert found["problems"] == ["Layers: the preset odd takes no layer of this model: nothing "
+                                 "matched ResnetBlock3D."]
+    assert "has the classes Transformer2DModel, " in found["fix"]

@@ -299,15 +299,15 @@ def test_targets_of_absent_parts_are_passed_over() -> None:
 def test_the_selection_in_words() -> None:
     assert built_in("attn-mlp").text == (
         "Of the layers attn-mlp takes 192 of 282 in the UNet, 72 of 72 in the text encoder. By "
-        "target: Transformer2DModel 192, CLIPAttention 48, CLIPMLP 24.")
+        "target: Transformer2DModel (192), CLIPAttention (48), CLIPMLP (24).")
     many = [f"Block{number}" for number in range(9)]
     text = take(unet_target_module=["Attention", *many], lora_prefix="x",
                 module_algo_map={"SelfAttention": {"dim": 2}}).text
     assert text == (
         "Of the layers mine takes 128 of 282 in the UNet, 0 of 72 in the text encoder. By target: "
-        "Attention 128. 64 of them have settings of their own. lora_prefix is not used: the family "
-        "says how keys begin. Nothing matched: Block0, Block1, Block2, Block3, Block4, Block5 and "
-        "3 more.")
+        "Attention (128). 64 layers have settings of their own. lora_prefix is not used: the "
+        "family says how keys begin. Nothing matched: Block0, Block1, Block2, Block3, Block4, "
+        "Block5 and 3 more.")
 
 
 def test_the_embedded_model() -> None:

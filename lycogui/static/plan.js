@@ -47,7 +47,7 @@ lyco.parts.plan = ({element, props, trigger, watch}) => {
     if (plan.problems) {
       shown = "";
       return fill(root, h("div.pane.problems", {role: "alert"}, h("b", {}, "These settings cannot be used"),
-        ...plan.problems.map(text => h("p", {}, text)),
+        ...plan.problems.map(text => h("p", {}, text)), plan.fix ? h("p.note", {}, plan.fix) : null,
         plan.dim ? h("div.row", {}, h("button.button", {onclick: () => trigger("dim", {dim: plan.dim})}, `Set dim to ${plan.dim}`), h("span.note", {}, "The nearest that is possible on every layer.")) : null),
         plan.data ? h("div.pane", {}, others(plan)) : null);
     }

@@ -62,7 +62,7 @@ def connect(page: Page) -> None:
         try:
             run = form.read(values)
         except LycorisError as error:
-            return {"problems": list(labelled(error).values())}, gr.skip(), "", gr.skip(), gr.skip()
+            return refused(error), gr.skip(), "", gr.skip(), gr.skip()
         workspace.remember(run)
         try:
             shows = drawn(page, run)
@@ -237,7 +237,7 @@ def scale_note(run: Config) -> str:
 def impossible(workspace: Workspace, run: Config, error: LycorisError) -> dict[str, Any]:
     """What the page draws of settings that make no plan: why; and where it is the dim, one that is
     possible, and the other algorithms."""
-    found: dict[str, Any] = {"problems": list(labelled(error).values())}
+    found = refused(error)
     if set(error.problems) != {"network.dim"}:
         return found
     dim = way_out(run, workspace.family(run))
@@ -245,6 +245,14 @@ def impossible(workspace: Workspace, run: Config, error: LycorisError) -> dict[s
         return found
     near = workspace.plan(replace(run, network=replace(run.network, dim=dim)))
     return {**found, "dim": dim, "data": costs.rows(replace(near, config=run), possible=False)}
+
+
+def refused(error: LycorisError) -> dict[str, Any]:
+    """What is wrong, each in a sentence, and what to do."""
+    found: dict[str, Any] = {"problems": list(labelled(error).values())}
+    if isinstance(error, ConfigError) and error.fix:  # the others' problems end with it
+        found["fix"] = error.fix
+    return found
 
 
 def way_out(run: Config, family: Family) -> int | None:
