@@ -87,6 +87,10 @@ class AdapterFile:
         """The layer's adapter as the file describes it, under our key for the layer (without one:
         the file's own); None where the shapes do not fit."""
         kind, dim, options = self.kind(name)
+        if layer.bias and name in self.reading.biased:
+            raise AdapterError(
+                f"{self.path.name} scales the bias of {layer.name} too, as only PEFT's (IA)^3 "
+                "does.", "Merge it into its base with PEFT, and extract it again.", keys=[name])
         group = self.reading.groups[name]
         values = {suffix: group[suffix].tensor(self.tensors)
                   for suffix in ("alpha", *kind.facts) if suffix in group}

@@ -32,7 +32,7 @@ ENDINGS = {
     ".lora_linear_layer.down.weight": "lora_down.weight",
     ".lora_linear_layer.up.weight": "lora_up.weight",
     ".lora_magnitude_vector": "magnitude", ".lora_magnitude_vector.weight": "magnitude",
-    ".oft_R.weight": "oft_R.weight", ".ia3_l": "ia3_l",  # PEFT's own, which are not read
+    ".oft_R.weight": "oft_R.weight", ".ia3_l": "ia3_l",  # PEFT's own
     ".oft_diag": "oft_diag", **{f".{suffix}": suffix for suffix in sources.SPARSE}}
 # PEFT writes the adapter's own name ("default") into the keys of a live model.
 _PEFT_NAME = re.compile(
@@ -56,7 +56,8 @@ MODELS = {
             r"|(.*_)?(add_embedding|label_emb)_",
     "a diffusion transformer": r"(lora_)?transformer_|(lora_unet|lycoris|diffusion_model)_"
                                r"(transformer_)?(blocks|layers)_\d"}
-PEFT_TYPES = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}  # {type: name of its alpha}
+# {type: name of its alpha}
+PEFT_TYPES = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha", "IA3": ""}
 DIFFUSERS_CONFIG = "lora_adapter_metadata"  # diffusers' place for PEFT's config
 SCALARS = ("alpha", "on_input")
 # What an algorithm's arithmetic over shapes raises for sides that nothing has.
@@ -66,12 +67,13 @@ MISSHAPEN = (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError)
 @dataclass(frozen=True)
 class Reading:
     """What a file holds: {name as written: group}, {dialect: its groups}, {key: why it is left
-    out}, and the keys that are no adapter's."""
+    out}, the keys that are no adapter's, and the groups that are meant for a layer's bias too."""
 
     groups: Mapping[str, Group]
     dialects: Mapping[str, int]
     ignored: Mapping[str, str]
     unread: tuple[str, ...]
+    biased: frozenset[str] = frozenset()
 
 
 def translate(entries: Entries, metadata: Mapping[str, str],
@@ -87,16 +89,20 @@ def translate(entries: Entries, metadata: Mapping[str, str],
     old = _old_gloras(written)
     groups: dict[str, Group] = {}
     counts: dict[str, int] = {}
+    biased: set[str] = set()
     for name, group in written.items():
         group = sources.sparse_rests(sources.rotations(sources.lengths(group)))
         group = sources.turned_glora(group) if name in old else group
+        if "ia3_l" in group:
+            group = sources.factors(group, _is_input(name, group["ia3_l"].shape, config))
+            biased |= set() if group["on_input"].tensor({}) else {name}
         group = _with_alpha(name, group, config)
         groups[name] = {
             suffix: source.then(sources.same, ()) if suffix in SCALARS else source
             for suffix, source in group.items()}
         dialect = dialect_of(name)
         counts[dialect] = counts.get(dialect, 0) + 1
-    return Reading(groups, counts, ignored, tuple(unread))
+    return Reading(groups, counts, ignored, tuple(unread), frozenset(biased))
 
 
 def dialect_of(name: str) -> str:
@@ -262,6 +268,22 @@ def _peft_scale(name: str, config: Mapping[str, Any], dim: int | None) -> float 
         raise AdapterError(f"The PEFT config does not say the scale of {path}: {problem!r}.",
                            "Copy adapter_config.json again from where the adapter "
                            "came from.") from None
+
+
+def _is_input(name: str, shape: Shape, config: Mapping[str, Any] | None) -> bool:
+    """Does PEFT's (IA)^3 scale the layer's inputs? Of a linear layer the shape says it, (1, i) or
+    (o, 1), else the config's feedforward_modules."""
+    if len(shape) == 2 and max(shape) > 1:
+        return shape[0] == 1
+    said = (config or {}).get("feedforward_modules")
+    if not isinstance(said, (str, list)):
+        raise AdapterError(f"{name} is an (IA)^3 of its inputs or of its outputs; only "
+                           "adapter_config.json tells.", "Put it beside the file again.",
+                           keys=[name])
+    path = name.removeprefix("base_model.model.")
+    if isinstance(said, str):
+        return _for_layer({said: True}, path, False)
+    return any(path.endswith(str(each)) for each in said)
 
 
 def _refuse_other_peft(config: Mapping[str, Any]) -> None:

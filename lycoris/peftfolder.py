@@ -3,6 +3,7 @@
     base_model.model.<path>.lora_A.weight       LORA
     base_model.model.<path>.hada_w1_a           LOHA
     base_model.model.<path>.lokr_w1             LOKR
+    base_model.model.<path>.ia3_l               IA3
 
 PEFT builds its layers from the config and then fills in the tensors, so that only what its own
 rules make of (r, factor) can be written.
@@ -28,7 +29,7 @@ from .progress import Progress
 from .provenance import Deed
 
 Group = tuple[Layer, Mapping[str, Tensor]]
-NAMES = {"lora": "LORA", "loha": "LOHA", "lokr": "LOKR"}
+NAMES = {"lora": "LORA", "loha": "LOHA", "lokr": "LOKR", "ia3": "IA3"}
 INSTEAD = "Convert it to LoRA with --algo lora, which PEFT always reads."
 
 
@@ -62,6 +63,8 @@ def _tensors(groups: Sequence[Group]) -> dict[str, Tensor]:
             plain = {s: t for s, t in group.items() if s != "alpha"}
             words = dialects.rewrite([(layer, plain)], lambda named, _: "x", "diffusers")
             words = {key.removeprefix("x."): tensor for key, tensor in words.items()}
+        elif "on_input" in group:
+            words = {"ia3_l": _multipliers(layer, group)}
         found |= {f"base_model.model.{layer.name}.{suffix}": tensor
                   for suffix, tensor in words.items() if suffix != "alpha"}
     return found
@@ -77,6 +80,8 @@ def _config(groups: Sequence[Group]) -> dict[str, Any]:
         raise AdapterError(f"PEFT holds one of {', '.join(NAMES)} in a folder, and this adapter is "
                            f"{' and '.join(sorted(kinds))}.", INSTEAD)
     (algo,) = kinds
+    if algo == "ia3":
+        return _ia3(groups)
     ranks, alphas = {}, {}
     for layer, group in groups:
         kind = read[layer]
@@ -94,6 +99,26 @@ def _config(groups: Sequence[Group]) -> dict[str, Any]:
         "loha": lambda: {"alpha": alpha, **_loha(groups)},
         "lokr": lambda: {"alpha": alpha, **_lokr(groups, ranks)}}
     return config | own[algo]()
+
+
+def _ia3(groups: Sequence[Group]) -> dict[str, Any]:
+    inputs = sorted(layer.name for layer, group in groups if group["on_input"])
+    return {"peft_type": NAMES["ia3"], "target_modules": sorted(layer.name for layer, _ in groups),
+            "feedforward_modules": inputs, "fan_in_fan_out": False, "inference_mode": True,
+            "task_type": None}
+
+
+def _multipliers(layer: Layer, group: Mapping[str, Tensor]) -> Tensor:
+    """1 + w in fp32, as small steps from 1 are lost in half precision: (1, i) on the input, (o, 1)
+    on the output, (1, c, 1, ..) of a convolution. AdapterError where the layer has a bias that PEFT
+    would scale as well."""
+    on_input = bool(group["on_input"])
+    if layer.bias and not on_input:
+        raise AdapterError(f"PEFT's (IA)^3 scales the bias of {layer.name} too, and this adapter "
+                           "leaves it as it is.", INSTEAD, keys=[layer.name])
+    ones = (1,) * len(layer.kernel)
+    sides = (1, -1, *ones) if ones or on_input else (-1, 1)
+    return (1 + group["weight"].float()).reshape(sides)
 
 
 def _lora(groups: Sequence[Group]) -> dict[str, Any]:

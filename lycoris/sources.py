@@ -74,6 +74,16 @@ def lengths(group: Group) -> Group:
     return {**group, "dora_scale": found.then(same, (max(found.shape, default=1), *ones))}
 
 
+def factors(group: Group, on_input: bool) -> Group:
+    """PEFT's ia3_l is what each channel is multiplied with, 1 + w; ours is w."""
+    group = dict(group)
+    found = group.pop("ia3_l")
+    sides = max(found.shape, default=1)
+    shape = (1, sides, *found.shape[2:]) if len(found.shape) > 2 else (sides,)
+    return {**group, "weight": found.then(lambda t: t.float() - 1, shape),
+            "on_input": constant(float(on_input))}
+
+
 def rotations(group: Group) -> Group:
     """Old LyCORIS' oft_diag (n, b, b), the rotation R itself: its generator B is oft_blocks.
 

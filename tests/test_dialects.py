@@ -311,6 +311,7 @@ PEFT_CONFIGS = {
     "LoKr, both split": ("LoKrConfig", {"r": 1, "alpha": 3, "decompose_both": True}),
     "LoKr, Tucker": ("LoKrConfig", {"r": 1, "alpha": 3, "use_effective_conv2d": True,
                                     "decompose_factor": 2}),
+    "(IA)3": ("IA3Config", {"feedforward_modules": ["lin", "inner.conv", "inner.up", "point"]}),
     "LoKr, both full": ("LoKrConfig", {"r": 64, "alpha": 16, "rank_pattern": {"lin": 48}}),
 }
 
@@ -342,12 +343,42 @@ def test_peft_folders(name: str, tmp_path: Path) -> None:
     assert torch.allclose(root(x), theirs.eval()(x), atol=1e-5), "and once it is saved by us"
 
 
+def test_peft_ia3_of_outputs(tmp_path: Path) -> None:
+    """A convolution's tensor has the same shape on either side, so the config tells."""
+    peft = pytest.importorskip("peft")
+
+    def root() -> nn.Module:
+        torch.manual_seed(2)
+        return nn.Sequential(nn.Conv2d(6, 6, 3, bias=False), nn.Conv2d(6, 6, 1), nn.Flatten(2),
+                             nn.Linear(4, 4, bias=False))
+
+    x, plain = torch.randn(2, 6, 4, 4), root()
+    theirs = peft.get_peft_model(root(), peft.IA3Config(
+        target_modules=["0", "1", "3"], feedforward_modules=["1"]))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1 + 0.3 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path)
+    network, _ = lycoris.create_lycoris_from_weights(1.0, tmp_path, plain)
+    assert [a.algorithm.options.train_on_input for a in network] == [False, True, False]
+    network.apply_to().eval()
+    assert torch.allclose(plain(x), theirs.eval()(x), atol=1e-5)
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(AdapterError, match="only adapter_config.json tells"):
+        AdapterFile(tmp_path)
+
+
 def test_peft_adapters_that_are_not_read(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    config = peft.IA3Config(target_modules=["lin"], feedforward_modules=[])
+    config = peft.OFTConfig(target_modules=["lin"], oft_block_size=4)
     peft.get_peft_model(Small(), config).save_pretrained(tmp_path / "a")
-    with pytest.raises(AdapterError, match=r"PEFT's IA3, which is not.*LORA, LOHA, LOKR are"):
+    with pytest.raises(AdapterError, match=r"PEFT's OFT, which is not.*LORA, LOHA, LOKR, IA3 are"):
         AdapterFile(tmp_path / "a")
+    config = peft.IA3Config(target_modules=["lin"], feedforward_modules=[])
+    peft.get_peft_model(Small(), config).save_pretrained(tmp_path / "c")
+    with pytest.raises(AdapterError, match=r"scales the bias of lin too"):
+        lycoris.create_lycoris_from_weights(1.0, tmp_path / "c", Small())
     config = peft.LoraConfig(r=2, lora_bias=True, target_modules=["lin"])
     peft.get_peft_model(Small(), config).save_pretrained(tmp_path / "b")
     with pytest.raises(AdapterError, match=r"no known algorithm at base_model\.model\.lin.*bias"):

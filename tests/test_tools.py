@@ -354,7 +354,7 @@ def test_the_keys_that_onetrainer_and_ai_toolkit_look_for(shop: Workshop, tmp_pa
 
 
 @pytest.mark.parametrize("case", ["lora", "dora", "loha", "lokr full", "lokr both",
-                                  "loha tucker", "lokr tucker"])
+                                  "loha tucker", "lokr tucker", "ia3 input"])
 def test_peft_loads_what_is_written_for_it(shop: Workshop, tmp_path: Path, case: str) -> None:
     peft = pytest.importorskip("peft")
     path, out = shop.adapter(case), tmp_path / "peft"
@@ -378,6 +378,7 @@ def test_peft_loads_what_is_written_for_it(shop: Workshop, tmp_path: Path, case:
 
 def test_what_peft_has_no_words_for(shop: Workshop, tmp_path: Path) -> None:
     for case, words in (("boft", "this adapter is boft"), ("norms", "lora and norm"),
+                        ("ia3", "scales the bias of .* too"),
                         ("loha dora on input", "DoRA on LoRA only"),
                         ("lokr", "with one factor")):  # ours puts the smaller of a pair first
         own = {"options": {"factor": 4}, "dim": 8} if case == "lokr" else {}

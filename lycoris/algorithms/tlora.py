@@ -5,7 +5,8 @@
 The factors start as singular triplets p0, l0, q0 of W or of a random matrix, and m_t leaves the
 first ((T - t) / T)^power (r - r_min) + r_min ranks at timestep t (Soboleva et al. 2025,
 arXiv 2507.05964). The start is in the file, so that the file alone gives dW back; merged
-into a base, where there is no timestep, all ranks count.
+into a base, where there is no timestep, all ranks count. DoRA is refused: it holds one W' to its
+lengths, and here is another W' at every timestep.
 """
 
 from __future__ import annotations
