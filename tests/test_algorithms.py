@@ -393,6 +393,22 @@ def test_half_precision_bases(algo: str, dtype: torch.dtype) -> None:
         assert torch.allclose(case.root(case.x.to(dtype)).float(), exact, atol=0.15, rtol=0.05)
 
 
+@pytest.mark.parametrize("mode", ["reflect", "replicate"])
+@pytest.mark.parametrize("algo", [name for name, entry in algorithms.all_entries().items()
+                                  if "conv" in entry.kinds])
+def test_other_paddings(algo: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A convolution's own way to pad its input is that of its change."""
+    monkeypatch.setitem(LAYERS, "padded", (nn.Conv2d(6, 10, 3, padding=1, padding_mode=mode),
+                                           (2, 6, 7, 7)))
+    case = Case(algo, "padded", {}, "plain")
+    case.stir()
+    case.network.apply_to().eval()
+    attached = case.forward().detach()
+    assert not torch.allclose(attached, case.before, atol=1e-3)
+    case.network.merge_to()
+    assert torch.allclose(case.forward(), attached, atol=1e-5)
+
+
 def test_the_start_is_each_layers_own() -> None:
     """Adding a layer to a network does not change how the others begin."""
     root = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))

@@ -31,6 +31,7 @@ CONVS = ("body.conv_1", "body.strided", "body.row")
 LORA = (*POINT, *CONVS, "body.volume")
 OTHERS = (*POINT, *CONVS, "body.dilated", "body.grouped")  # PEFT's LoHa and LoKr take no 3-D
 FLAT = tuple(name for name in OTHERS if name != "body.row")
+IA3 = tuple(name for name in LORA if name != "body.row")  # nor its (IA)^3 1-D
 PATTERNS = {"rank_pattern": {"linear": 3, "body.row": 1}, "alpha_pattern": {"^body.point": 5}}
 EFFECTIVE = {"use_effective_conv2d": True}
 
@@ -67,6 +68,8 @@ THEIRS = {
     "lokr, effective": lokr(**EFFECTIVE, decompose_factor=2),
     "lokr, both split": lokr(r=1, decompose_both=True),
     "lokr, both split, effective": lokr(FLAT, r=1, decompose_both=True, **EFFECTIVE),
+    # of outputs with a bias PEFT scales that too; it is refused here
+    "ia3": Case("IA3Config", {"feedforward_modules": [n for n in IA3 if n != "body.plain"]}, IA3),
     "lokr, both full": lokr(FLAT, r=64), "lokr, patterns": lokr(**PATTERNS, decompose_factor=2),
 }
 # Ours: (algorithm, create_lycoris's settings, what PEFT's config says of it, layers). PEFT's core
