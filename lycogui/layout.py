@@ -77,6 +77,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
     "train parts": (
         Place("optimizer.text_encoder_lr"), Place("optimizer.text_encoder_2_lr"),
         Place("optimizer.plus_ratio", "number"),
+        Place("optimizer.text_encoder_plus_ratio", "number"),
         Place("optimizer.weight_decay", "number"), Place("train.clip_norm", "number"),
         Place("train.max_norm", "number"), Place("train.ema", "number"),
         Place("optimizer.args", lines=2),

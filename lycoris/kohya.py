@@ -35,7 +35,8 @@ ARGS = {  # network_args
     "dora_wd": "network.dora_wd", "wd_on_output": "network.wd_on_output",
     "rs_lora": "network.rs_lora", "use_scalar": "network.use_scalar",
     "dropout": "network.dropout", "rank_dropout": "network.rank_dropout",
-    "module_dropout": "network.module_dropout", "loraplus_lr_ratio": "optimizer.plus_ratio"}
+    "module_dropout": "network.module_dropout", "loraplus_lr_ratio": "optimizer.plus_ratio",
+    "loraplus_text_encoder_lr_ratio": "optimizer.text_encoder_plus_ratio"}
 ALIASES = {**RENAMED, "use_conv_cp": "use_tucker", "unit": "block_size",
            "sig_type": "directions", "conv_lora_dim": "conv_dim"}
 FLAGS = {  # arguments that mean one of our settings as they stand
@@ -158,6 +159,9 @@ def read(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
 def network(module: str | None, args: Mapping[str, Any], found: Reading) -> None:
     """The kind of network and its network_args."""
     args = {ALIASES.get(name, name): value for name, value in args.items()}
+    if "loraplus_unet_lr_ratio" in args:  # ours are that of all and that of the text encoders
+        args.setdefault("loraplus_text_encoder_lr_ratio", args.get("loraplus_lr_ratio", 1))
+        args["loraplus_lr_ratio"] = args.pop("loraplus_unet_lr_ratio")
     if module is not None and module not in (MODULE, "lycoris", *NETWORKS):
         found.unknown.append(f"network_module={module}: only {MODULE} and "
                              f"{', '.join(NETWORKS)} mean something here.")

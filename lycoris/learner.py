@@ -11,7 +11,7 @@ from torch import Tensor
 from . import optimizers, schedules
 from .errors import ConfigError, RunError
 from .network import LycorisNetwork
-from .settings import Config
+from .settings import Config, OptimizerConfig
 
 
 class Average:
@@ -95,6 +95,12 @@ class Learner:
             parameter.copy_(tensors[name])
 
 
+def _plus(settings: OptimizerConfig, part: str) -> float:
+    """LoRA+'s ratio in one part of the model."""
+    own = settings.text_encoder_plus_ratio
+    return settings.plus_ratio if own is None or not part.startswith("text_encoder") else own
+
+
 def _optimizer(run: Config, network: LycorisNetwork) -> torch.optim.Optimizer:
     """The network's groups at their rates: the layers' own, the part's, or that of all, and LoRA+'s
     multiple of it; what has the rate 0 is left as it is."""
@@ -110,7 +116,7 @@ def _optimizer(run: Config, network: LycorisNetwork) -> torch.optim.Optimizer:
             for parameter in group.parameters:
                 parameter.requires_grad_(False)
             continue
-        rate *= settings.plus_ratio if group.plus else 1.0
+        rate *= _plus(settings, group.part) if group.plus else 1.0
         if optimizers.ROWS[settings.name].one_rate:
             rate = settings.lr
         groups.append({"params": group.parameters, "lr": rate, "base_lr": rate})

@@ -141,7 +141,8 @@ def warnings(run: Config) -> Iterator[Warned]:
                      f"{own.schedule} lowers it besides.", "Set optimizer.schedule to constant.")
     others = [f"optimizer.{name}" for name in ("text_encoder_lr", "text_encoder_2_lr")
               if getattr(own, name) not in (None, 0, own.lr)]
-    others += ["optimizer.plus_ratio"] if own.plus_ratio != 1 else []
+    others += [f"optimizer.{name}" for name in ("plus_ratio", "text_encoder_plus_ratio")
+               if getattr(own, name) not in (None, 1)]
     others += ["the rates in network.rules"] if any(
         "lr" in rule for rule in run.network.rules) else []
     if row.one_rate and others:

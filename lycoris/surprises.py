@@ -99,9 +99,10 @@ def _unused(run: Config, assignments: Sequence[Assignment]) -> Iterator[Warned]:
     if network.options.get("use_tucker") and not any(a.layer.is_spatial for a in assignments):
         yield Warned(f"The preset {network.preset} takes no convolution larger than 1x1, so the "
                      "Tucker decomposition does nothing.", "Choose the preset full for them.")
-    if run.optimizer.plus_ratio != 1 and not entry.plus:
-        yield Warned(f"LoRA+ knows no faster half of {entry.label}, so optimizer.plus_ratio does "
-                     "nothing.", "")
+    for name in ("plus_ratio", "text_encoder_plus_ratio"):
+        if getattr(run.optimizer, name) not in (None, 1) and not entry.plus:
+            yield Warned(f"LoRA+ knows no faster half of {entry.label}, so optimizer.{name} does "
+                         "nothing.", "")
     if network.train_norm and not any(a.layer.kind == "norm" for a in assignments):
         yield Warned(f"The preset {network.preset} takes no normalisation layer, so "
                      "network.train_norm does nothing.", "")

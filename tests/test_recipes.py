@@ -54,7 +54,9 @@ def runs(draw: st.DrawFn) -> Config:
         "network.use_scalar": draw(st.booleans()), "network.dropout": draw(st.floats(0, 0.95)),
         "network.rules": draw(st.sampled_from(((), (
             {"match": "*attn2*", "dim": 4}, {"match": "a'b\"c", "exclude": True})))),
-        "optimizer.plus_ratio": draw(st.floats(1, 64)), "optimizer.lr": draw(st.floats(1e-7, 1)),
+        "optimizer.plus_ratio": draw(st.floats(1, 64)),
+        "optimizer.text_encoder_plus_ratio": draw(st.none() | st.floats(1, 64)),
+        "optimizer.lr": draw(st.floats(1e-7, 1)),
         "optimizer.text_encoder_lr": draw(st.none() | st.floats(1e-7, 1)),
         "optimizer.args": draw(st.sampled_from(({}, {"betas": [0.9, 0.99], "eps": 1e-8}))),
         "output.description": draw(TEXTS), "output.trigger": draw(TEXTS),
@@ -292,3 +294,13 @@ def test_files_of_text(tmp_path: Path) -> None:
     for name, kind in (("b.txt", AdapterError), ("none.toml", (AdapterError, RunError))):
         with pytest.raises(kind):
             recipes.of_file(tmp_path / name)
+
+
+def test_kohyas_ratios_of_lora_plus() -> None:
+    for said, unet, text in (("loraplus_lr_ratio=16", 16, None),
+                             ("loraplus_unet_lr_ratio=8", 8, 1),
+                             ("loraplus_unet_lr_ratio=8 loraplus_lr_ratio=16", 8, 16),
+                             ("loraplus_lr_ratio=16 loraplus_text_encoder_lr_ratio=4", 16, 4)):
+        found = recipes.read(f"--network_module=lycoris.kohya --network_args {said}")
+        assert found.settings["optimizer.plus_ratio"] == unet, said
+        assert found.settings.get("optimizer.text_encoder_plus_ratio") == text, said

@@ -143,7 +143,7 @@ def test_orthogonal_starts_have_orthogonal_rows() -> None:
 
 def test_groups_have_the_rates_of_layers_parts_and_lora_plus(settings: Settings) -> None:
     run = settings("optimizer.lr=0.01", "optimizer.text_encoder_lr=0.001",
-                   "optimizer.plus_ratio=16",
+                   "optimizer.plus_ratio=16", "optimizer.text_encoder_plus_ratio=4",
                    'network.rules=[{match = "mid*", lr = 0}, {match = "*attn1*", lr = 0.5}]')
     made = plan.make(run)
     model = made.family.load(torch.device("cpu"), torch.float32)
@@ -153,7 +153,7 @@ def test_groups_have_the_rates_of_layers_parts_and_lora_plus(settings: Settings)
     for adapter in network:
         part, name = adapter.layer.part, adapter.layer.name
         base = 0.5 if "attn1" in name else 0.001 if part == "text_encoder" else 0.01
-        for tensor, times in (("up", 16), ("down", 1)):
+        for tensor, times in (("up", 4 if part == "text_encoder" else 16), ("down", 1)):
             found = rate.get(id(adapter.p[tensor]))
             assert found == (None if name.startswith("mid") else pytest.approx(base * times))
 

@@ -21,6 +21,9 @@ class OptimizerConfig:
     plus_ratio: Annotated[float, Knob("LoRA+: how many times faster the factor learns that starts "
                                       "at zero; 16 is usual, 1 is off.", 0.01, 1000,
                                       label="LoRA+ ratio")] = 1.0
+    text_encoder_plus_ratio: Annotated[float | None, Knob(
+        "Of the text encoders; empty: the same.", 0.01, 1000, none="same",
+        label="Text encoder LoRA+ ratio")] = None
     weight_decay: Annotated[float, Knob("Pull of the adapter's weights towards zero.",
                                         0, 10, 0.001)] = 0.01
     schedule: Annotated[str, Knob("How the learning rate goes over the run.",
