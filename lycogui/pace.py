@@ -43,8 +43,8 @@ def drawn(run: Config) -> dict[str, Any]:
     if run.network.text_encoder and not row.one_rate:
         lines |= {"Text encoder": text} if text != own.lr else {}
         lines |= {"Second text encoder": second} if second not in (own.lr, text) else {}
-    return {"steps": run.train.steps, "lines": list(lines.items()), "note": f"{row.name}. {row.note}",
-            "points": schedules.curve(own, run.train.steps),
+    return {"steps": run.train.steps, "lines": list(lines.items()),
+            "note": f"{row.name}. {row.note}", "points": schedules.curve(own, run.train.steps),
             "unit": "" if row.times else f" times what {row.name} finds"}
 
 

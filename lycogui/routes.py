@@ -25,8 +25,8 @@ from lycoris import report
 from lycoris.errors import LycorisError
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("core", "range", "header", "curves", "views", "plan", "gallery", "epoch", "plot",
-           "monitor", "compare", "bars", "focus", "pace", "tools")
+SCRIPTS = ("core", "chart", "range", "header", "curves", "views", "plan", "gallery", "epoch",
+           "plot", "monitor", "compare", "bars", "focus", "pace", "tools")
 PREFIX = "/lyco"
 Call = Callable[[Workspace, dict[str, Any]], Any]
 

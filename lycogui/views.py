@@ -92,7 +92,8 @@ def epoch(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
 
 def save_caption(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     """Save one caption; returns it as it now stands. `before` is what the page last saw; a caption
-    changed elsewhere meanwhile is not overwritten but handed back."""
+    changed elsewhere meanwhile is not overwritten but handed back. `folder` is where it was written
+    (Workspace.writable)."""
     home = Path(given["folder"])
     pictures = workspace.open_folder(home).pictures if workspace.may_show(home) else ()
     picture = next((p for p in pictures if p.name == given["name"]), None)
@@ -102,9 +103,11 @@ def save_caption(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     text, before = str(given["text"]), str(given["before"])
     if (now or "") != before and (now or "") != text:
         return {"conflict": now or ""}
+    path = picture.path
     if text != (now or ""):
-        captions.write(picture.path, text)
-    return {"caption": captions.read(picture.path)[0] or "",
+        path = workspace.writable(home) / path.name
+        captions.write(path, text)
+    return {"caption": captions.read(path)[0] or "", "folder": str(path.parent),
             "tokens": _tokens(_family(workspace), [text])[0]}
 
 

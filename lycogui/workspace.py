@@ -31,6 +31,7 @@ from lycoris.settings import Config, DatasetConfig
 
 T = TypeVar("T")
 COMPARISONS, TOOLS, ADAPTERS, MODELS = "comparisons", "tools", "adapters", "models"
+SAMPLES = "datasets"  # copies of the samples that were changed, beside the runs
 
 
 class Workspace:
@@ -162,6 +163,22 @@ class Workspace:
     def may_show(self, path: Path) -> bool:
         """Is this a folder that was opened as a dataset?"""
         return path.resolve() in self._roots
+
+    def writable(self, home: Path) -> Path:
+        """The folder where captions of this one are written: itself; for a sample that comes with
+        the program, a copy of it beside the runs, which is the dataset from now on."""
+        if not home.resolve().is_relative_to(config.ASSETS / "datasets"):
+            return home
+        with self._lock:
+            mine = self.runs_folder.parent / SAMPLES / home.name
+            if not mine.is_dir():
+                with durable.whole_folder(mine) as fresh:
+                    for file in home.iterdir():
+                        if file.is_file():
+                            durable.copy(file, fresh / file.name)
+            self.remember(replace(self.config, dataset=replace(
+                self.config.dataset, folder=str(mine))))
+        return mine
 
     def plan(self, run: Config) -> Plan:
         """The plan for the size; a missing dataset leaves it without pictures."""

@@ -45,7 +45,8 @@ th, td { border-top: 1px solid var(--line); padding: 4px 12px 4px 0; vertical-al
 .wide { overflow-x: auto } svg { width: 100%; height: auto; display: block }
 svg text { font: 11px system-ui, sans-serif; fill: var(--faint) }
 .samples td { border: 0; padding: 0 8px 10px 0; overflow-wrap: normal } .samples img { display:
-  block; border-radius: 4px } .samples th { border: 0 } details summary { cursor: pointer;
+  block; border-radius: 4px; width: 100%; min-width: 96px; max-width: 256px; height: auto }
+.samples th { border: 0 } details summary { cursor: pointer;
   color: var(--faint); margin: 8px 0 }
 @media print { details { display: block } body { margin: 0 } }
 """

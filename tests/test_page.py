@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,25 @@ def test_saving_a_caption(workspace: Workspace, pictures: Path) -> None:
     assert again["caption"] == "a new one" and again["tokens"] > 2, "twice is no conflict"
 
 
+def test_the_sample_itself_is_never_written(workspace: Workspace, tmp_path: Path,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first changed caption goes into a copy beside the runs, which is the dataset then."""
+    sample = tmp_path / "assets" / "datasets" / "zorb"
+    shutil.copytree(ROOT / "assets" / "datasets" / "zorb", sample)
+    monkeypatch.setattr(config, "ASSETS", tmp_path / "assets")
+    workspace.config = knobs.replace(workspace.config, {"dataset.folder": str(sample)})
+    views.gallery(workspace, {})
+    before = (sample / "zorb_01.txt").read_text()
+    given = {"folder": str(sample), "name": "zorb_01.png", "before": before.strip()}
+    assert views.save_caption(workspace, given | {"text": before.strip()})["folder"] == str(sample)
+    mine = Path(views.save_caption(workspace, given | {"text": "mine"})["folder"])
+    assert mine == workspace.runs_folder.parent / "datasets" / "zorb"
+    assert (sample / "zorb_01.txt").read_text() == before != (mine / "zorb_01.txt").read_text()
+    found = views.gallery(workspace, {})
+    assert found["folder"] == str(mine) and found["items"][0]["caption"] == "mine"
+    assert len(found["items"]) == 16
+
+
 def test_the_dataset_needs_no_base_model(workspace: Workspace, pictures: Path) -> None:
     whole = views.gallery(workspace, {})
     workspace.config = knobs.replace(workspace.config, {"model.base": "/nowhere"})
@@ -218,7 +238,8 @@ def test_the_dataset_needs_no_base_model(workspace: Workspace, pictures: Path) -
     assert [item["caption"] for item in found["items"]] == [i["caption"] for i in whole["items"]]
     assert found["limit"] is None and {item["tokens"] for item in found["items"]} == {None}
     given = {"folder": str(pictures), "name": "1.png", "text": "mine", "before": "a ball, number 1"}
-    assert views.save_caption(workspace, given) == {"caption": "mine", "tokens": None}
+    assert views.save_caption(workspace, given) == {
+        "caption": "mine", "folder": str(pictures), "tokens": None}
 
 
 def test_a_caption_changed_elsewhere_is_not_overwritten(workspace: Workspace,

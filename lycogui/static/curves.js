@@ -1,9 +1,8 @@
 /* File size over dim for every algorithm, both axes in powers of two; the chosen one in the accent colour. */
-lyco.Curves = class {
+lyco.Curves = class extends lyco.Chart {
   constructor(canvas, tip, take) {
-    Object.assign(this, {canvas, tip, take, data: null, near: null});
-    new ResizeObserver(() => this.draw()).observe(canvas);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+    super(canvas, tip);
+    Object.assign(this, {take, near: null});
     canvas.addEventListener("mousemove", event => { this.near = this.nearest(event.offsetX, event.offsetY); this.draw(); });
     canvas.addEventListener("mouseleave", () => { this.near = null; this.draw(); });
     canvas.addEventListener("click", () => this.near && this.take(this.near.algo, this.near.point[0]));
@@ -34,14 +33,10 @@ lyco.Curves = class {
   }
 
   draw() {
-    const {canvas, data} = this, ratio = devicePixelRatio || 1, W = canvas.clientWidth, H = canvas.clientHeight;
-    if (!W || !H || !data || !data.lines.length) return;
-    canvas.width = Math.round(W * ratio); canvas.height = Math.round(H * ratio);
-    const g = canvas.getContext("2d");
-    g.setTransform(ratio, 0, 0, ratio, 0, 0);
-    g.font = "11px system-ui, sans-serif";
-    const at = this.places(), ink = lyco.css("--body-text-color-subdued"), accent = lyco.css("--color-accent");
-    this.grid(g, at, ink, lyco.css("--border-color-primary"));
+    const {data} = this, paper = data && data.lines.length && this.paper();
+    if (!paper) return;
+    const {g, ink, line: grey, accent} = paper, at = this.places();
+    this.grid(g, at, ink, grey);
     const ordered = [...data.lines].sort((a, b) => (a.algo === data.chosen) - (b.algo === data.chosen));
     for (const line of ordered) {
       const on = line.algo === data.chosen || line.algo === this.near?.algo;
@@ -58,14 +53,9 @@ lyco.Curves = class {
   }
 
   grid(g, {box, left, right, low, high, x, y}, ink, line) {
-    g.strokeStyle = line; g.fillStyle = ink; g.lineWidth = 1; g.textBaseline = "middle"; g.textAlign = "right";
-    const every = Math.max(1, Math.ceil((high - low) / 9));
-    for (let power = low; power <= high; power += every) {
-      const py = Math.round(y(2 ** power)) + .5;
-      g.beginPath(); g.moveTo(box.left, py); g.lineTo(box.right, py); g.stroke();
-      g.fillText(`${+(2 ** (power - 20)).toPrecision(2)} MiB`, box.left - 8, py);
-    }
-    g.textBaseline = "alphabetic"; g.textAlign = "center";
+    const powers = this.steps(high - low, Math.max(1, Math.ceil((high - low) / 9))).map(step => 2 ** (low + step));
+    this.levels(g, powers, {...box, y, ink, line, gap: 8, write: bytes => `${+(bytes / 2 ** 20).toPrecision(2)} MiB`});
+    g.textAlign = "center";
     for (let power = Math.ceil(left); power <= right; power++) g.fillText(String(2 ** power), x(2 ** power), box.bottom + 16);
     g.textAlign = "right"; g.fillText("dim", box.left - 8, box.bottom + 16);
   }
@@ -91,6 +81,7 @@ lyco.Curves = class {
     if (!this.near) return;
     const {label, point: [dim, bytes, parameters]} = this.near, px = x(dim), far = px > this.canvas.clientWidth / 2;
     lyco.fill(this.tip, lyco.h("b", {}, `${label}, dim ${dim}`), lyco.h("div", {}, lyco.mib(bytes)), lyco.h("div", {}, `${lyco.count(parameters)} parameters`));
-    Object.assign(this.tip.style, {left: far ? "auto" : `${px + 14}px`, right: far ? `${this.canvas.clientWidth - px + 14}px` : "auto", top: `${Math.max(0, y(bytes) - 30)}px`});
+    this.beside(px, far, 14);
+    this.tip.style.top = `${Math.max(0, y(bytes) - 30)}px`;
   }
 };

@@ -130,7 +130,9 @@ lyco.parts.editor = ({element}) => {
         draft.before = answer.caption;
         draft.trouble = "";
         if (answer.caption !== before) past.push({folder, name, before, after: answer.caption});
-        if (draft.text === wanted) { data.drafts.delete(data.key(item)); latest = data.key(item); }
+        if (draft.text === wanted) data.drafts.delete(data.key(item));
+        if (answer.folder !== folder) move(folder, answer.folder);
+        if (draft.text === wanted) latest = data.key(item);
         Object.assign(data.items.find(each => data.key(each) === data.key(item)) || {}, answer);
       }
     } catch (error) { draft.trouble = error.message; }
@@ -138,6 +140,16 @@ lyco.parts.editor = ({element}) => {
       lyco.toast(`The caption of ${name} is not saved; your words are kept with the picture.`, "bad");
     data.changed();
     return !draft.trouble && draft.conflict === undefined;
+  };
+  /* The sample has been copied, and its captions are written there from now on: nothing else changes on screen. */
+  const move = (from, to) => {
+    for (const each of [...data.items, ...past]) if (each.folder === from) each.folder = to;
+    for (const [key, draft] of [...data.drafts]) if (key.startsWith(`${from}\n`)) { data.drafts.delete(key); data.drafts.set(to + key.slice(from.length), draft); }
+    data.folder = to;
+    const field = document.querySelector("[id='dataset.folder'] :is(input, textarea)");
+    field.value = to;
+    field.dispatchEvent(new Event("input", {bubbles: true}));
+    lyco.toast(`The sample is copied to ${to}; your captions are written there.`);
   };
   const save = item => { clearTimeout(timer); return saving = saving.then(() => item && write(item)); };
   const type = (item, words) => {

@@ -82,7 +82,7 @@ lyco.parts.monitor = ({element, trigger}) => {
       run.state === "crashed" ? h("div.card.warn", {}, h("b", {}, "The engine is gone"), h("p", {}, "Its process ended without a word, after a power cut perhaps. Resume goes on from the last checkpoint; the log below has its last lines.")) : null,
       ...run.warnings.map(text => h("p.note.warn", {}, text)));
     const paint = colours();
-    fill(key, ...[...paint].map(([id, colour]) => h("span", {}, h("i", {style: {background: `var(${colour})`}}), held.get(id).name)),
+    fill(key, ...[...paint].map(([id, colour]) => h("span", {title: held.get(id).name}, h("i", {style: {background: `var(${colour})`}}), held.get(id).name)),
       h("span", {}, "Loss. Faint: each step, bold: its moving mean, dashed: on pictures held out. ● picture, ▪ checkpoint, ▲ resumed" + (paint.size === 2 ? ". Below it: A − B, the difference of the means" : "")), h("span.grow"), logBox);
     canvas.classList.toggle("two", paint.size === 2);
     plot.show([...paint].map(([id, colour]) => {

@@ -1,7 +1,7 @@
 /* The learning rate over the steps, as the schedule will have it; a line for each part with a rate of its own. */
 lyco.parts.pace = ({element, props, watch}) => {
   const {h, fill} = lyco, root = element.querySelector(".pace-root");
-  const canvas = h("canvas.pace", {tabIndex: 0, role: "img"}), tip = h("div.tip", {hidden: true}), note = h("p.note");
+  const canvas = h("canvas.pace", {role: "img"}), tip = h("div.tip", {hidden: true}), note = h("p.note");
   const chart = new lyco.Pace(canvas, tip), whole = h("div", {}, h("div.chart", {}, canvas, tip), note);
   const draw = () => {
     const data = props.value;
@@ -15,20 +15,10 @@ lyco.parts.pace = ({element, props, watch}) => {
   draw();
 };
 
-lyco.Pace = class {
+lyco.Pace = class extends lyco.Chart {
   constructor(canvas, tip) {
-    Object.assign(this, {canvas, tip, data: null, at: -1});
-    new ResizeObserver(() => this.draw()).observe(canvas);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
-    canvas.addEventListener("mousemove", event => this.go(this.nearest(event.offsetX)));
-    canvas.addEventListener("mouseleave", () => this.go(-1));
-    canvas.addEventListener("blur", () => this.go(-1));
-    canvas.addEventListener("keydown", event => {
-      const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
-      if (!step || !this.data) return;
-      this.go(Math.min(this.data.points.length - 1, Math.max(0, this.at + step)));
-      event.preventDefault();
-    });
+    super(canvas, tip);
+    this.walks(() => this.data ? this.data.points.length : 0, x => this.nearest(x));
   }
 
   /* {steps, points: [[step, multiplier]], lines: [[name, rate]], unit} */
@@ -46,25 +36,13 @@ lyco.Pace = class {
     if (!this.data) return -1;
     return this.data.points.reduce((best, point, i, all) => Math.abs(this.x(point[0]) - px) < Math.abs(this.x(all[best][0]) - px) ? i : best, 0);
   }
-  go(at) { if (at !== this.at) { this.at = at; this.draw(); } }
 
   draw() {
-    const {canvas, data} = this, ratio = devicePixelRatio || 1, W = canvas.clientWidth, H = canvas.clientHeight;
-    if (!W || !H || !data) return;
-    canvas.width = Math.round(W * ratio); canvas.height = Math.round(H * ratio);
-    const g = canvas.getContext("2d"), {left, right, top, bottom} = this.box();
-    g.setTransform(ratio, 0, 0, ratio, 0, 0);
-    g.font = "11px system-ui, sans-serif";
-    const ink = lyco.css("--body-text-color-subdued"), accent = lyco.css("--color-accent");
+    const {data} = this, paper = data && this.paper();
+    if (!paper) return;
+    const {g, H, ink, line, accent} = paper, {left, right, top, bottom} = this.box();
     const most = Math.max(1e-12, ...data.lines.map(([, rate]) => rate)), y = rate => bottom - (bottom - top) * rate / most;
-    g.strokeStyle = lyco.css("--border-color-primary"); g.fillStyle = ink; g.lineWidth = 1;
-    g.textAlign = "right"; g.textBaseline = "middle";
-    for (const share of [0, .5, 1]) {
-      const at = Math.round(y(share * most)) + .5;
-      g.beginPath(); g.moveTo(left, at); g.lineTo(right, at); g.stroke();
-      g.fillText(this.write(share * most), left - 6, at);
-    }
-    g.textBaseline = "alphabetic";
+    this.levels(g, [0, most / 2, most], {left, right, y, ink, line, write: this.write});
     for (const share of [0, .5, 1]) {
       g.textAlign = share === 0 ? "left" : share === 1 ? "right" : "center";
       const step = Math.max(1, Math.round(share * data.steps));
@@ -76,7 +54,7 @@ lyco.Pace = class {
       g.stroke();
     });
     g.setLineDash([]);
-    this.tell(g, {top, bottom, y, ink});
+    this.tell(g, {top, bottom, ink});
   }
 
   tell(g, {top, bottom, ink}) {
@@ -84,8 +62,8 @@ lyco.Pace = class {
     tip.hidden = at < 0;
     if (at < 0) return;
     const [step, by] = data.points[at], x = this.x(step), far = x > this.canvas.clientWidth / 2;
-    g.strokeStyle = ink; g.lineWidth = 1; g.beginPath(); g.moveTo(x, top); g.lineTo(x, bottom); g.stroke();
+    this.upright(g, x, top, bottom, ink);
     lyco.fill(tip, lyco.h("b", {}, `Step ${lyco.count(step)}`), ...data.lines.map(([name, rate]) => lyco.h("div", {}, `${name} ${this.write(rate * by)}${data.unit}`)));
-    Object.assign(tip.style, {left: far ? "auto" : `${x + 10}px`, right: far ? `${this.canvas.clientWidth - x + 10}px` : "auto"});
+    this.beside(x, far);
   }
 };

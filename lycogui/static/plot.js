@@ -1,9 +1,8 @@
 /* The loss curve: an own canvas, because a picture of five thousand points must cost nothing. */
-lyco.Plot = class {
+lyco.Plot = class extends lyco.Chart {
   constructor(canvas, tip) {
-    Object.assign(this, {canvas, tip, series: [], log: false, hover: null});
-    new ResizeObserver(() => this.draw()).observe(canvas);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+    super(canvas, tip);
+    Object.assign(this, {series: [], log: false, hover: null});
     canvas.addEventListener("mousemove", event => { this.hover = event.offsetX; this.draw(); });
     canvas.addEventListener("mouseleave", () => { this.hover = null; this.draw(); });
   }
@@ -12,20 +11,13 @@ lyco.Plot = class {
   show(series) { this.series = series; this.draw(); }
 
   draw() {
-    const {canvas} = this, ratio = devicePixelRatio || 1, W = canvas.clientWidth, H = canvas.clientHeight;
-    if (!W || !H) return;
-    if (canvas.width !== Math.round(W * ratio) || canvas.height !== Math.round(H * ratio)) {
-      canvas.width = Math.round(W * ratio); canvas.height = Math.round(H * ratio);
-    }
-    const g = canvas.getContext("2d");
-    g.setTransform(ratio, 0, 0, ratio, 0, 0);
-    g.clearRect(0, 0, W, H);
-    g.font = "11px system-ui, sans-serif";
+    const paper = this.paper();
+    if (!paper) return;
+    const {g, W, H, ink, line} = paper;
     const all = this.series.filter(s => s.points.length), apart = this.difference(all);
     const box = {left: 48, right: W - 12, top: 8, bottom: H - 62 - (apart ? 74 : 0)}, rate = {top: H - 44, bottom: H - 22};
     const last = Math.max(10, ...this.series.map(s => s.total || 0), ...all.map(s => s.points.at(-1)[0]));
     const [low, high] = this.range(all);
-    const ink = lyco.css("--body-text-color-subdued"), line = lyco.css("--border-color-primary");
     const x = step => box.left + (box.right - box.left) * step / last;
     const at = v => this.log ? Math.log10(Math.max(v, 1e-8)) : v;
     const y = v => box.top + (box.bottom - box.top) * (1 - (at(v) - at(low)) / (at(high) - at(low) || 1));
@@ -56,21 +48,14 @@ lyco.Plot = class {
   }
 
   grid(g, {x, y, box, low, high, last, ink, line, rate}) {
-    g.strokeStyle = line; g.fillStyle = ink; g.lineWidth = 1;
-    const nice = (span, count) => { const raw = span / count, p = 10 ** Math.floor(Math.log10(raw)); return p * [1, 2, 5, 10].find(m => m * p >= raw); };
-    g.textAlign = "right"; g.textBaseline = "middle";
     const values = [];
     if (this.log) for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++) for (const m of [1, 2, 5]) values.push(m * 10 ** p);
-    else { const step = nice(high - low, 5); for (let v = Math.ceil(low / step) * step; v <= high; v += step) values.push(v); }
-    for (const v of values.filter(v => v >= low && v <= high)) {
-      const at = Math.round(y(v)) + .5;
-      g.beginPath(); g.moveTo(box.left, at); g.lineTo(box.right, at); g.stroke();
-      g.fillText(String(+v.toPrecision(3)), box.left - 8, at);
-    }
-    g.textBaseline = "alphabetic";
-    const step = Math.max(1, nice(last, 6));
+    else { const step = this.round(high - low, 5); for (let v = Math.ceil(low / step) * step; v <= high; v += step) values.push(v); }
+    this.levels(g, values.filter(v => v >= low && v <= high), {...box, y, ink, line, gap: 8});
+    const step = Math.max(1, this.round(last, 6));
     for (let s = 0; s <= last; s += step) { g.textAlign = s + step > last ? "right" : "center"; g.fillText(lyco.count(s), x(s), rate.bottom + 16); }
     g.textAlign = "right"; g.fillText("lr", box.left - 8, rate.bottom - 6);
+    if (this.series.every(s => !s.points.length)) { g.textAlign = "center"; g.fillText("No step yet", (box.left + box.right) / 2, (box.top + box.bottom) / 2); }
   }
 
   /* Raw faint, as the span of each pixel column; the average bold. */

@@ -49,9 +49,9 @@ lyco.views.budget = (root, data, {trigger, fresh}) => {
       h("td", {}, h("button", {onclick: () => trigger("apply", {values: fit.changed})}, "use"))]));
   fill(root.table, h("table.algos.sizes", {}, h("thead", {}, h("tr", {},
     h("th", {}, "Algorithm"), h("th", {}, "Settings"), h("th.n", {}, "Parameters"), h("th.n", {}, "File"),
-    ...data.aspects.map(text => h("th.star", {title: text}, text.replace("Speed, ", "").replace("layers", "").trim())), h("th"))),
+    ...data.aspects.map(text => h("th.star", {title: text}, text.replace(" layers", ""))), h("th"))),
     h("tbody", {}, ...data.fits.map(row))),
-    h("p.note", {}, "★ best, ◉, ●, ▲ least; the two last columns are training speed. ", data.caveat));
+    h("p.note", {}, "★ best, ◉, ●, ▲ least; speed is that of training. ", data.caveat));
 };
 
 lyco.views.needs = (root, data, {trigger}) => {

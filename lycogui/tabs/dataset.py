@@ -12,6 +12,7 @@ from lycogui import dialogs
 from lycogui.guard import shown, tell
 from lycogui.page import Page, on
 from lycogui.parts import mount
+from lycogui.workspace import Workspace
 from lycoris import captioners, config
 from lycoris.data import captions
 from lycoris.data.captions import Edit
@@ -72,11 +73,12 @@ def connect(page: Page) -> None:
             return f"<p class='note bad'>{html.escape(str(error))}</p>"
 
     @shown
-    def apply(trigger: str, find: str, replace: str) -> tuple[list[Edit], str]:
+    def apply(trigger: str, find: str, replace: str) -> tuple[list[Edit], str, Any]:
+        here = writable(workspace)
         edits = planned(trigger, find, replace)
         captions.apply(edits)
         tell(f"{_captions(edits)} changed.")
-        return edits, preview(trigger, find, replace)
+        return edits, preview(trigger, find, replace), here
 
     @shown
     def revert(edits: list[Edit]) -> list[Edit]:
@@ -90,14 +92,15 @@ def connect(page: Page) -> None:
         return []
 
     @shown
-    def from_names() -> list[Edit]:
+    def from_names() -> tuple[list[Edit], Any]:
+        here = writable(workspace)
         captioner = captioners.catalogue()["file-name"](None)
         edits = [Edit(path, before, captioner.caption(None, path))
                  for path, before in workspace.dataset(workspace.config).captions()
                  if not (before or "").strip()]
         captions.apply(edits)
         tell(f"{_captions(edits)} written.")
-        return edits
+        return edits, here
 
     @shown
     def choose(path: str) -> Any:
@@ -108,10 +111,18 @@ def connect(page: Page) -> None:
           api_visibility="private", show_progress="hidden", trigger_mode="always_last")
     refresh = "() => { lyco.dataset.load(); }"
     on(page["apply"].click, apply, inputs=fields,
-       outputs=[page["last edits"], page["preview"]]).then(None, js=refresh)
+       outputs=[page["last edits"], page["preview"], folder]).then(None, js=refresh)
     on(page["revert"].click, revert, inputs=page["last edits"],
        outputs=page["last edits"]).then(None, js=refresh)
-    on(page["names apply"].click, from_names, outputs=page["last edits"]).then(None, js=refresh)
+    on(page["names apply"].click, from_names,
+       outputs=[page["last edits"], folder]).then(None, js=refresh)
+
+
+def writable(workspace: Workspace) -> Any:
+    """The captions may be written from now on; what the folder's field shows then."""
+    home = config.find(workspace.config.dataset.folder)
+    mine = workspace.writable(home)
+    return gr.skip() if mine == home else str(mine)
 
 
 def listed(edits: Sequence[Edit]) -> str:
