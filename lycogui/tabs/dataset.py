@@ -102,10 +102,6 @@ def connect(page: Page) -> None:
         tell(f"{_captions(edits)} written.")
         return edits, here
 
-    @shown
-    def choose(path: str) -> Any:
-        return dialogs.choose_folder(config.find(path)) or gr.skip()
-
     on(page["folder choose"].click, choose, inputs=folder, outputs=folder)
     gr.on([field.change for field in fields], preview, inputs=fields, outputs=page["preview"],
           api_visibility="private", show_progress="hidden", trigger_mode="always_last")
@@ -116,6 +112,11 @@ def connect(page: Page) -> None:
        outputs=page["last edits"]).then(None, js=refresh)
     on(page["names apply"].click, from_names,
        outputs=[page["last edits"], folder]).then(None, js=refresh)
+
+
+@shown
+def choose(path: str) -> Any:
+    return dialogs.choose_folder(config.find(path)) or gr.skip()
 
 
 def writable(workspace: Workspace) -> Any:
