@@ -42,5 +42,10 @@ def with_weights(names: list[str], weights: str) -> list[str]:
     if given and len(given) != len(names):
         raise ConfigError({"": f"there are {len(names)} contestants and {len(given)} weights; give "
                                "one weight for each, or none"})
+    for text in given:
+        try:
+            float(text)
+        except ValueError:
+            raise ConfigError({"": f"the weight {text!r} is no number; write 1, or 0.8"}) from None
     return [name if not given or name == BASE else f"{name}:{given[i]}"
             for i, name in enumerate(names)]

@@ -15,8 +15,7 @@ class NetworkConfig:
     preset: Annotated[str, Knob("Which layers are adapted: a preset, one of your own in the folder "
                                 "presets, or the path of a .toml file.", label="Layers",
                                 catalogue="presets", file=True)] = "attn-mlp"
-    dim: Annotated[int, Knob("Rank: how much it can learn, and how large it gets; 8 to 32 is "
-                             "usual.", 1, 1_000_000)] = 16
+    dim: Annotated[int, Knob("Rank: how much it can learn; 8 to 32 is usual.", 1, 1_000_000)] = 16
     alpha: Annotated[float, Knob("The change is scaled by alpha / dim.", 0.01, 1_000_000)] = 8.0
     conv_dim: Annotated[int | None, Knob("For convolutions larger than 1x1; 0 leaves them out.",
                                          0, 1_000_000, none="same")] = None
