@@ -29,10 +29,10 @@ def network(run: Config, family: Family, assignments: Sequence[Assignment]) -> l
     for each in assignments:
         layer = each.layer
         if layer.kind != "norm":
-            key = (id(each.algorithm), layer.kind, layer.shape, layer.bias)
+            key = (_settings(each.algorithm), layer.kind, layer.shape, layer.bias)
             samples.setdefault(key, each)
             alike[key] += 1
-    groups: dict[int, tuple[Algorithm, dict[Layer, int]]] = {}
+    groups: dict[tuple, tuple[Algorithm, dict[Layer, int]]] = {}
     for key, each in samples.items():
         groups.setdefault(key[0], (each.algorithm, {}))[1][each.layer] = alike[key]
     chosen = select(family, run.network)
@@ -40,6 +40,12 @@ def network(run: Config, family: Family, assignments: Sequence[Assignment]) -> l
             *_unused(run, assignments), *_unread(run, family, assignments), *_rate(run),
             *(warned for algorithm, layers in groups.values()
               for warned in _of(algorithm, layers, run.output.dtype))]
+
+
+def _settings(algorithm: Algorithm) -> tuple:
+    """The same for layers of the same settings, whichever rule they have them from."""
+    return (type(algorithm), algorithm.dim, algorithm.alpha, algorithm.options,
+            algorithm.rank_stabilised)
 
 
 def _preset(run: Config, chosen: Selection) -> Iterator[Warned]:
