@@ -76,6 +76,7 @@ class Session:
     crew: Crew = ALONE
     doing: str = LOADING
     progress: Progress = field(default_factory=Progress)
+    ahead: dict[tuple[int, int], tuple[Batch, float]] = field(default_factory=dict)
     heard: set[str] = field(default_factory=set)  # asked for before the first step could see to it
 
     def run(self, asked: Asked) -> events.Finished:
@@ -215,6 +216,8 @@ class Session:
             part = self.loss(step, piece) / run.train.accumulate
             self.scaler.scale(part).backward()
             parts.append(part.detach())
+        if step + 1 < run.train.steps:  # while a GPU is at work on this one
+            self.ahead = {(step + 1, piece): self._made(step + 1, piece) for piece in self.pieces}
         loss, norm = self._settle(parts)
         if not math.isfinite(loss):
             raise self._diverged("loss", loss, step)
@@ -246,6 +249,9 @@ class Session:
         return self.lesson.loss(batch) * share
 
     def _batch(self, step: int, piece: int) -> tuple[Batch, float]:
+        return self.ahead.pop((step, piece), None) or self._made(step, piece)
+
+    def _made(self, step: int, piece: int) -> tuple[Batch, float]:
         micro, part = divmod(piece, self.parts)
         return self.feed.batch(step, micro).piece(part, self.parts)
 

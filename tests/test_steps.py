@@ -48,6 +48,18 @@ def test_a_step_reads_its_numbers_at_once(settings: Settings,
     session.network.restore()
 
 
+def test_the_next_pictures_are_there_before_the_step_is_waited_for(settings: Settings) -> None:
+    session = prepared(settings("train.accumulate=2", "train.steps=3"))
+    told: list[object] = []
+    made, settle = session._made, session._settle
+    session._made = lambda *which: told.append(which) or made(*which)  # type: ignore
+    session._settle = lambda parts: told.append("waits") or settle(parts)  # type: ignore
+    for _ in range(3):
+        session.advance()
+    assert told == [(0, 0), (0, 1), (1, 0), (1, 1), "waits", (2, 0), (2, 1), "waits", "waits"]
+    session.network.restore()
+
+
 @pytest.mark.parametrize("how", ["train.ema=0.9", "optimizer.name=ScheduleFreeAdamW"])
 def test_the_validation_is_of_what_would_be_saved(settings: Settings, how: str) -> None:
     seen: list[events.Event] = []
