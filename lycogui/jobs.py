@@ -39,6 +39,7 @@ class Jobs:
         self._lock = threading.RLock()
         self._known: dict[Path, RunFolder] = {}
         self._kills: dict[Path, dict[str, int]] = {}  # {run: the kernel's count when it was begun}
+        self._single: set[Path] = set()
         self._closing = threading.Event()
         threading.Thread(target=self._watch, name="queue", daemon=True).start()
 
@@ -128,7 +129,14 @@ class Jobs:
         durable.make_folder(folder)
         run = self.run(folder)
         self._start(run, arguments)
+        self._single.add(run.path)
         return run
+
+    def beside(self) -> list[RunFolder]:
+        """The single jobs at work that this app has started."""
+        with self._lock:
+            return [self._keep(RunFolder(path)) for path in self._single
+                    if (child := self._children.get(path)) and child.poll() is None]
 
     def _watch(self) -> None:
         while not self._closing.wait(POLL):

@@ -30,7 +30,7 @@ CURVE_POINTS = 3000  # a longer history is thinned before it is sent
 
 
 def status(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
-    """The header: base, device, what runs."""
+    """The header: base, device, what runs; `beside` names the folders of other jobs at work."""
     run = workspace.config
     base: dict[str, Any] = {"name": config.find(run.model.base).name, "label": "", "problem": ""}
     try:
@@ -40,6 +40,7 @@ def status(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     active = workspace.jobs.active()
     return {"base": base, "device": asdict(devices.look(workspace.device)),
             "job": _run(workspace, active) if active else None,
+            "beside": [run.path.parent.name for run in workspace.jobs.beside()],
             "waiting": len(workspace.jobs.waiting())}
 
 

@@ -5,7 +5,9 @@ lyco.parts.header = ({element, trigger}) => {
   if (!document.body.dataset.ready) lyco.loading();
   const base = h("button.chip", {title: "Choose the base model", onclick: () => trigger("base")});
   const device = h("button.chip", {onclick: () => details.toggleAttribute("hidden")});
-  const job = h("button.chip", {title: "Go to the run", onclick: () => lyco.tab("Train")});
+  const BESIDE = {comparisons: "Painting a comparison", tools: "A tool is at work"};
+  let goal = "Train";
+  const job = h("button.chip", {title: "Go to what runs", onclick: () => lyco.tab(goal)});
   const details = h("div.popover", {hidden: true});
   bar.append(base, device, details, h("span.grow"), h("span.offline", {}, "lycogui does not answer"), job);
   const meter = share => h("span.meter", {}, h("i", {style: {width: `${Math.round(100 * share)}%`}}));
@@ -21,7 +23,9 @@ lyco.parts.header = ({element, trigger}) => {
     fill(device, d.problem ? "GPU not used" : d.name, h("small.num", {}, `${lyco.gib(used)} of ${lyco.gib(d.total)}`), meter(used / d.total));
     fill(details, h("b", {}, d.name), h("p", {}, `${lyco.gib(d.free)} of ${lyco.gib(d.total)} memory free.`), d.problem && h("p.bad", {}, d.problem));
     const run = now.job, queue = now.waiting ? `, ${now.waiting} waiting` : "";
-    if (!run) return fill(job, h("small", {}, "Nothing running" + queue));
+    const kind = now.beside.find(name => name in BESIDE), other = kind ? BESIDE[kind] : now.beside.length ? "Measuring" : "";
+    goal = run || !kind ? "Train" : kind === "tools" ? "Tools" : "Compare";
+    if (!run) return fill(job, other && h("span.dot"), h("small", {}, (other || "Nothing running") + queue));
     const left = run.left === null ? "" : `, ${lyco.time(run.left)} left`;
     const doing = run.paused ? `paused at step ${run.step}` : run.step ? `${run.step} / ${run.total}${left}` : run.stage ? run.stage.name : run.state;
     fill(job, h("span.dot"), run.name, meter(run.total ? run.step / run.total : 0), h("small.num", {}, doing + queue));
