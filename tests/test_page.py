@@ -164,6 +164,7 @@ def test_status_names_base_and_device(workspace: Workspace) -> None:
     found = views.status(workspace, {})
     assert found["base"] == {"name": "small", "label": "Stable Diffusion 1.x", "problem": ""}
     assert found["device"]["total"] > 0 and found["job"] is None and found["waiting"] == 0
+    assert found["beside"] == []
     workspace.config = knobs.replace(workspace.config, {"model.base": "/nowhere"})
     assert "no base model" in views.status(workspace, {})["base"]["problem"]
 
