@@ -246,11 +246,12 @@ class Extract:
         return f"Extract a {label}" + (f" of dim {dim}" if dim else "")
 
     def name(self, task: Task) -> str:
-        return f"{task.tuned.name if task.tuned else 'model'}-{self.algo}"
+        tuned = task.tuned.name.removesuffix(".safetensors") if task.tuned else "model"
+        return f"{tuned}-{self.algo}"
 
     def words(self, task: Task) -> list[str]:
         if task.tuned is None:
-            raise ConfigError({"tuned": "choose the folder of the tuned model"})
+            raise ConfigError({"tuned": "choose the tuned model"})
         found = ["extract", *task.needed_base(), "--tuned", str(task.tuned), "--algo", self.algo,
                  "--preset", self.preset, "--dtype", self.dtype]
         if self.algo != "full":

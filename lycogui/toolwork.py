@@ -172,6 +172,6 @@ def _tuned(text: str | None) -> Path | None:
     if not (text or "").strip():
         return None
     path = config.find(str(text).strip())
-    if not path.is_dir():
-        raise ConfigError({"tuned": f"there is no folder {path}"})
+    if not (path.is_dir() or (path.suffix == ".safetensors" and path.is_file())):
+        raise ConfigError({"tuned": f"there is no folder {path}, nor such a .safetensors file"})
     return path

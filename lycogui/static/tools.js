@@ -6,7 +6,7 @@ lyco.parts.tools = ({element, props, trigger, watch}) => {
     resize: ["Nothing resized yet", "A LoRA of half the dim is half the size. The error says how much of every layer is lost with it."],
     convert: ["Nothing converted yet", "For a program that does not know the algorithm, convert to LoRA; for one that reads other keys, to its keys."],
     merge: ["Nothing merged yet", "Into the base: a model that paints so without any adapter. Into one adapter: several at once, each with its weight."],
-    extract: ["Nothing extracted yet", "The base model is the one in the header; the tuned model is a folder of the same kind that was trained on."]};
+    extract: ["Nothing extracted yet", "The base model is the one in the header; the tuned model is one of the same kind that was trained on: a file or a folder."]};
   const WORDS = {new: "", starting: "starting", running: "running", done: "done", stopped: "cancelled", failed: "failed", crashed: "ended unexpectedly"};
   const root = element.querySelector(".tools-root"), main = h("div.pane"), list = h("div.pane"), earlier = h("tbody");
   fill(root, main, list);
@@ -117,7 +117,7 @@ lyco.parts.tools = ({element, props, trigger, watch}) => {
         button("Copy its path", async () => { await navigator.clipboard.writeText(result.out); lyco.toast("Copied."); }, result.out)),
       gone ? h("p.note.warn", {}, `It is no longer at ${result.out}.`) : null,
       h("div.plan.results", {}, before, size(result.bytes, whole ? "on disk," : data.before ? "now, exactly" : "exactly"), error,
-        whole ? figure(lyco.count(result.files.length), "files", "rewritten, the others as they were") : figure(lyco.count(result.parameters), "", `parameters, ${result.dtype}, ${result.dialect} keys`)),
+        whole ? figure(lyco.count(result.files.length), result.files.length === 1 ? "file" : "files", "rewritten, the others as they were") : figure(lyco.count(result.parameters), "", `parameters, ${result.dtype}, ${result.dialect} keys`)),
       ...(result.notes || []).map(text => h("p.note.warn", {}, text)),
       data.before && !whole && data.tool === "resize" && result.bytes > data.before ? h("p.note.warn", {}, "It is larger than before: what took few numbers takes many as a LoRA. Use the original wherever a program reads it.") : null,
       result.error > .3 ? h("p.note.warn", {}, `${percent(result.error)} of the change is lost: it will paint visibly differently. Raise dim, or keep a share of the norm.`) : null,

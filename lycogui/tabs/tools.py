@@ -115,7 +115,7 @@ def build_sources(page: Page) -> None:
                                            elem_id="tool-weights")
     with gr.Row(elem_classes="folder-row for-extract"):
         page["tuned"] = gr.Textbox(label="Tuned model", elem_id="tool-tuned",
-                                   placeholder="a folder in the diffusers layout", scale=3)
+                                   placeholder="a .safetensors file, or a folder", scale=3)
         page["tuned choose"] = gr.Button("Choose", size="md", min_width=80, scale=0)
     page["tool facts"] = gr.HTML(apply_default_css=False, elem_id="tool-facts")
 
