@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lycoris import events, plan, tensorfile
+from lycoris import algorithms, events, plan, tensorfile
 from lycoris.data import buckets, folder, gather, store, wording
 from lycoris.data.loader import Batches, batches_per_epoch, presented
 from lycoris.errors import ConfigError, DatasetError
-from lycoris.feed import Feed
+from lycoris.feed import Batch, Feed
 from lycoris.settings import Config, DatasetConfig
 from lycoris.trainer import Session
 from lycoris.trainer import run as train_run
@@ -156,19 +156,56 @@ def wide(tmp_path: Path, make_pictures: Callable) -> Path:
     return made
 
 
-def test_all_algorithms_are_shown_the_same(settings: Settings, wide: Path,
-                                           tmp_path: Path) -> None:
-    seen = []
-    for number, algo in enumerate(("lora", "loha", "lokr")):
-        session = prepared(settings(*VARIED, f"dataset.folder={wide}", f"network.algo={algo}",
-                                    "dataset.cache_limit=0"), tmp_path / str(number))
-        seen.append([session.feed.batch(step, 0) for step in range(12)])
+@pytest.fixture
+def shown(settings: Settings, wide: Path, tmp_path: Path) -> Callable[..., list[tuple]]:
+    """shown("path=value", ...): all that two steps of a run put before its model."""
+
+    def train_two(*more: str) -> list[tuple]:
+        session = prepared(settings(*VARIED, f"dataset.folder={wide}", "network.text_encoder=false",
+                                    "loss.noise_offset=0.1", "network.dim=4", *more),
+                           tmp_path / "run")
+        batch, predict = session.feed.batch, session.model.predict
+        seen: list[tuple] = []
+
+        def batched(step: int, micro: int) -> Batch:
+            seen.append((found := batch(step, micro)).texts)
+            seen.extend([found.members, found.sizes, found.masks, found.x0])
+            return found
+
+        def predicted(x_t: torch.Tensor, t: torch.Tensor, told: dict) -> torch.Tensor:
+            seen.extend([x_t.clone(), t.clone(), *told.values()])
+            return predict(x_t, t, told)
+
+        session.feed.batch, session.model.predict = batched, predicted
+        session.advance()
+        session.advance()
         session.network.restore()
-    for other in seen[1:]:
-        for a, b in zip(seen[0], other, strict=True):
-            assert a.texts == b.texts and a.sizes == b.sizes and a.members == b.members
-            assert torch.equal(a.x0, b.x0) and torch.equal(a.masks, b.masks)
-    shown = seen[0]
+        return seen
+
+    return train_two
+
+
+def same(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        for a, b in zip(one, other, strict=True))
+
+
+def test_all_algorithms_are_shown_the_same(shown: Callable[..., list[tuple]]) -> None:
+    """Pictures, crops, masks, captions, timesteps and noise, to the bit, whatever is trained, of
+    any size, however it begins and whatever it drops."""
+    one = shown("network.algo=lora")
+    assert sum(isinstance(each, torch.Tensor) for each in one) >= 10
+    for algo in algorithms.catalogue():
+        assert same(one, shown(f"network.algo={algo}")), algo
+    assert same(one, shown("network.dim=2", "network.dropout=0.5", "network.train_norm=true"))
+    assert not same(one, shown("train.seed=43"))
+
+
+def test_crops_masks_and_captions_differ_from_step_to_step(settings: Settings, wide: Path,
+                                                           tmp_path: Path) -> None:
+    session = prepared(settings(*VARIED, f"dataset.folder={wide}"), tmp_path / "run")
+    shown = [session.feed.batch(step, 0) for step in range(12)]
     assert len({cut.left for batch in shown for cut in batch.sizes}) > 2, "crops differ"
     assert shown[0].masks.shape == (len(shown[0].members), 1, *shown[0].x0.shape[2:])
     black = {(i, bool(m.any())) for batch in shown
