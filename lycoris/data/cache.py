@@ -81,7 +81,7 @@ def encode(model: Model, wanted: Sequence[Wanted],
         done += len(group)
         progress(done, len(wanted), taken)
     if damaged:
-        raise DatasetError(f"{len(damaged)} pictures cannot be used: "
+        raise DatasetError(f"{len(damaged)} picture{'s' * (len(damaged) > 1)} cannot be used: "
                            + " ".join(error.message for error in damaged[:10]),
                            damaged[0].fix, [path for error in damaged for path in error.paths])
     return [one for one in found if one is not None]
