@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import choices, config, durable, estimate, events, readers, runs, survey, tools
 from .arguments import parse
@@ -30,7 +30,7 @@ from .settings import Config
 from .terminal import Terminal, mebibytes
 
 if TYPE_CHECKING:
-    from .crew import Crew
+    from .crew import Crew, Gone
     from .plan import Plan
 
 RESUMABLE = ("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.device",
@@ -89,13 +89,12 @@ def _opened(options: argparse.Namespace, held: ExitStack) -> tuple[Path, Config]
 def train_in(folder: RunFolder, run: Config, terminal: Terminal, signals: Signals,
              crew: Crew | None = None) -> events.Finished:
     """Train in a run folder, with every event in its file and on the terminal."""
-    from . import devices, plan, trainer
+    from . import devices, plan
     from .crew import ALONE
 
     crew = crew or ALONE
     if not crew.first:
-        made = plan.make(run)
-        return trainer.run(made, folder.path, lambda event: None, signals.asked, crew)
+        return _train(folder, plan.make(run), lambda event: None, signals.asked, crew)
     own_log(folder)
 
     def emit(event: events.Event) -> None:
@@ -119,14 +118,7 @@ def train_in(folder: RunFolder, run: Config, terminal: Terminal, signals: Signal
         made = plan.make(run)
         for warning in made.warnings:
             emit(warning)
-        while True:
-            try:
-                return trainer.run(made, folder.path, emit, asked, crew)
-            except OutOfMemory as error:
-                if crew.size > 1:  # the others have ended
-                    raise
-                made = _smaller(folder, made, error, emit)
-            devices.release()  # now that the error no longer holds what was in memory
+        return _train(folder, made, emit, asked, crew)
     except LycorisError as error:
         emit(failed(error))
         raise
@@ -136,21 +128,47 @@ def train_in(folder: RunFolder, run: Config, terminal: Terminal, signals: Signal
         raise
 
 
-def _smaller(folder: RunFolder, made: Plan, error: OutOfMemory,
-             emit: Callable[[events.Event], None]) -> Plan:
-    """The plan of a run that ran out of memory with the next thing that saves some and leaves the
-    result the same, also in its config.toml; raises the error where there is none or none is
-    wanted."""
-    from . import knobs, plan, relief
+def _train(folder: RunFolder, made: Plan, emit: Callable[[events.Event], None],
+           asked: Callable[[], set[str]], crew: Crew) -> events.Finished:
+    """Train; where memory runs out, in any of the processes, all go on with less if that is wanted.
+    """
+    from . import devices, knobs, plan, trainer
+    from .crew import Gone
 
-    changes = relief.same_result(made.config)
-    if not (changes and made.config.train.retry_smaller and error.stage == "training"):
+    while True:
+        try:
+            return trainer.run(made, folder.path, emit, asked, crew)
+        except (OutOfMemory, Gone) as error:
+            changes = _smaller(made, error, crew)
+            if crew.first:
+                _go_on_with(folder, changes, error.message, emit)
+        devices.release()  # now that the error no longer holds what was in memory
+        made = plan.make(knobs.replace(made.config, changes))
+
+
+def _smaller(made: Plan, error: OutOfMemory | Gone, crew: Crew) -> dict[str, Any]:
+    """The next change of settings that saves memory and leaves the result the same, agreed upon;
+    raises the error where there is none, or none is wanted."""
+    from . import relief
+
+    train = made.config.train
+    sharing, _ = crew.pieces(train.batch_size, train.accumulate)
+    changes = relief.same_result(made.config, sharing)
+    if not (changes and train.retry_smaller and error.stage == "training"):
         raise error
+    crew.again(changes)
+    return changes
+
+
+def _go_on_with(folder: RunFolder, changes: dict[str, Any], why: str,
+                emit: Callable[[events.Event], None]) -> None:
+    """Say so, and write it into the run's config.toml."""
+    from . import relief
+
     written = relief.written(changes)
-    emit(events.Warned(error.message, "It goes on from the last checkpoint with "
-                                      f"{' and '.join(written)}; the result is the same."))
+    emit(events.Warned(why, "It goes on from the last checkpoint with "
+                            f"{' and '.join(written)}; the result is the same."))
     durable.write_text(folder.config_file, config.dump(config.load(folder.config_file, written)))
-    return plan.make(knobs.replace(made.config, changes))
 
 
 def sample(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:

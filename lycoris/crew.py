@@ -19,9 +19,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .errors import ConfigError, LycorisError, RunError
+from .errors import ConfigError, LycorisError, OutOfMemory, RunError
 
 PATIENCE = timedelta(hours=6)  # the first may paint and save for long while the others wait
+# {what torchrun and accelerate call it: in the words of torchrun, Open MPI, and MPICH or Intel's}
+LAUNCHERS = {"WORLD_SIZE": ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"),
+             "RANK": ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"),
+             "LOCAL_RANK": ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")}
 CHUNK = 2**24  # gradients that are added up in one message
 
 
@@ -30,7 +34,9 @@ class Halted(Exception):
 
 
 class Gone(RunError):
-    """Another process failed, or is no longer there."""
+    """Another process failed, or is no longer there; `stage` is where its memory ran out."""
+
+    stage = ""
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,13 @@ class Failure:
     message: str
     fix: str = ""
     field: str = ""
+    stage: str = ""
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         if isinstance(error, LycorisError):
-            return cls(error.kind, error.message, error.fix, error.field)
+            stage = error.stage if isinstance(error, OutOfMemory) else ""
+            return cls(error.kind, error.message, error.fix, error.field, stage)
         return cls("halted" if isinstance(error, Halted) else "bug",
                    f"{type(error).__name__}: {error}")
 
@@ -87,6 +95,11 @@ class Crew:
                 self._over = True
                 raise _as_error(each, rank, self.size)
         return heard
+
+    def again(self, changes: Mapping[str, Any]) -> None:
+        """After a failure that all have heard of they go on together, with the same changes."""
+        self._over = self.size == 1
+        self.alike("the changes", dict(changes))
 
     def agreed(self, wanted: set[str]) -> set[str]:
         """What any process was asked for."""
@@ -193,14 +206,23 @@ ALONE = Crew()
 
 def join() -> Crew:
     """This process's place, by what its launcher has put into the environment."""
-    size = int(os.environ.get("WORLD_SIZE") or 1)
-    if size == 1:
+    size = _told("WORLD_SIZE")
+    if size is None and {"MASTER_ADDR", "ACCELERATE_USE_CPU"} <= os.environ.keys():
+        raise RunError(
+            "accelerate launch was asked for several processes and has started one: on a CPU it "
+            "starts more only through mpirun.",
+            "Start them with torchrun --nproc-per-node N -m lycoris train .., or with accelerate "
+            "launch --multi_gpu --num_processes N, which needs no GPU; or one, with "
+            "--num_processes 1.")
+    if size is None or size <= 1:
         return Crew()
-    rank = int(os.environ["RANK"])
-    local = int(os.environ.get("LOCAL_RANK") or 0)
+    rank, local = _told("RANK"), _told("LOCAL_RANK") or 0
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=PATIENCE)
+        if rank is None:
+            raise ValueError("RANK is not set")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=PATIENCE,
+                                rank=rank, world_size=size)
     except (ValueError, RuntimeError) as error:
         raise RunError(f"The {size} processes of this run did not find each other: {error}",
                        "Start them with accelerate launch or torchrun; see docs/engine.md."
@@ -208,11 +230,22 @@ def join() -> Crew:
     return Crew(rank, size, local)
 
 
+def _told(name: str) -> int | None:
+    """A number that the launcher says, in its own word for it; RunError where it is none."""
+    for word in LAUNCHERS[name]:
+        if text := os.environ.get(word):
+            if not text.isdecimal():
+                raise RunError(f"{word} is {text!r} in the environment, which is no number.",
+                               "Unset it to train in one process.")
+            return int(text)
+    return None
+
+
 def _as_error(failure: Failure, rank: int, size: int) -> Exception:
     if failure.kind == "halted":
         return Halted()
     error = Gone(f"Process {rank} of {size}: {failure.message}", failure.fix, failure.field)
-    error.kind = failure.kind
+    error.kind, error.stage = failure.kind, failure.stage
     return error
 
 

@@ -194,14 +194,14 @@ def after_divergence(run: Config, precision: str, began: str | None) -> list[str
     return found
 
 
-def same_result(run: Config) -> dict[str, Any]:
+def same_result(run: Config, sharing: int = 1) -> dict[str, Any]:
     """The next change that saves memory in training and leaves its result the same, {path: value};
-    none where all are made."""
+    none where all are made. So many processes share a batch."""
     train = run.train
     if not train.gradient_checkpointing:
         return {"train.gradient_checkpointing": True}
-    if train.split < train.batch_size:
-        return {"train.split": min(2 * train.split, train.batch_size)}
+    if train.split < (own := train.batch_size // sharing):
+        return {"train.split": min(2 * train.split, own)}
     swap = {"train.block_swap": 1.0}
     return {} if train.block_swap == 1 or swapping.problems(knobs.replace(run, swap)) else swap
 

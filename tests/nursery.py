@@ -5,7 +5,8 @@ forks a `python -m lycoris` at each word from its standard input. POSIX only.
     {"wait": pid}                                                                -> its exit code
 
 With `die` the process kills itself at the n-th call of that function, before it or, with a third
-element true, after it; counted from the first step's backward pass on.
+element true, after it; counted from the first step's backward pass on. Where that is "memory", the
+call fails as it does where memory runs out, and the process lives on.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def _be_born(word: dict[str, Any]) -> None:
     os._exit(code)
 
 
-def _mortal(name: str, at: int, after: bool = False) -> None:
+def _mortal(name: str, at: int, after: bool | str = False) -> None:
     import torch
 
     module, _, attribute = name.rpartition(".")
@@ -122,6 +123,8 @@ def _mortal(name: str, at: int, after: bool = False) -> None:
     def deadly(*arguments: Any, **named: Any) -> Any:
         nonlocal left
         left -= began
+        if left == 0 and began and after == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory")
         if left == 0 and began and not after:
             os.kill(os.getpid(), signal.SIGKILL)
         answer = real(*arguments, **named)

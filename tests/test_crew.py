@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
-from nursery import Nursery
+from nursery import STEP, Nursery
 from safetensors.torch import load_file
 
 from lycoris import config, crew
 from lycoris.crew import Crew
-from lycoris.errors import ConfigError
+from lycoris.errors import ConfigError, RunError
 from lycoris.runs import RunFolder
 from lycoris.settings import Config
 
@@ -149,6 +149,43 @@ def test_what_one_cannot_do_is_said_by_the_first(start: Callable, nursery: Nurse
     assert failed is not None and failed.kind == "settings"
     assert "2 processes cannot share a step of 1 x 3 pictures" in failed.message
     assert "or start 1 or 3 processes" in failed.message
+
+
+@pytest.mark.parametrize(("who", "wanted"), [(0, True), (1, True), (1, False)])
+def test_when_memory_runs_out_in_one_all_go_on_with_less(
+        start: Callable, nursery: Nursery, tmp_path: Path, who: int, wanted: bool) -> None:
+    """Or all end, where that is not wanted; the result is that of one process alone."""
+    shape = ("train.batch_size=4", "train.steps=5", f"train.retry_smaller={wanted}".lower(),
+             *SHARED, "sample.every=0")
+    pids = start(2, "many", *shape, die={who: [STEP, 3, "memory"]})
+    ends = [nursery.wait(pid) for pid in pids]
+    run = RunFolder(tmp_path / "runs" / "many")
+    if not wanted:
+        failed = run.history().failed
+        assert ends == [2, 2] and failed is not None and failed.kind == "memory"
+        assert failed.message.startswith("Process 1 of 2: The device ran out of memory")
+        return
+    assert ends == [0, 0], (tmp_path / "many-0.txt").read_text()
+    assert nursery.wait(start(1, "one", *shape)[0]) == 0
+    assert run.history().resumes == [0, 2] and len(run.history().steps) == 5
+    assert config.load(run.config_file).train.gradient_checkpointing
+    assert _losses(run) == pytest.approx(_losses(RunFolder(tmp_path / "runs" / "one")), rel=1e-4)
+
+
+def test_accelerate_that_starts_one_of_several_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it does on a CPU without mpirun: the others would be missing without a word."""
+    for name in (*os.environ,):
+        if name in {word for words in crew.LAUNCHERS.values() for word in words}:
+            monkeypatch.delenv(name)
+    assert crew.join().size == 1
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert crew.join().size == 1
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(RunError, match="asked for several processes and has started one"):
+        crew.join()
+    monkeypatch.setenv("PMI_SIZE", "two")
+    with pytest.raises(RunError, match="PMI_SIZE is 'two'"):
+        crew.join()
 
 
 @pytest.mark.slow
