@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+from lycoris import hub
 from lycoris.contestants import Contestant
 from lycoris.errors import ConfigError
 from lycoris.knobs import Knob
@@ -184,7 +185,9 @@ class Merge:
 
     def name(self, task: Task) -> str:
         adapters = "+".join(task.names[:3])
-        return f"{task.base.name}+{adapters}" if self.is_folder and task.base else adapters
+        if not (self.is_folder and task.base):
+            return adapters
+        return f"{hub.called(task.base).rpartition('/')[2]}+{adapters}"
 
     @property
     def is_folder(self) -> bool:

@@ -14,7 +14,7 @@ from lycogui import toolviews
 from lycogui.page import with_weights
 from lycogui.toolbox import Merge, Task, place_for
 from lycogui.workspace import Workspace, new_folder, run_id
-from lycoris import config, contestants, durable, plan
+from lycoris import config, contestants, durable, hub, plan
 from lycoris.config import LEAVES
 from lycoris.contestants import BASE
 from lycoris.errors import AdapterError, ConfigError, LycorisError, RunError
@@ -153,7 +153,7 @@ def told(task: Task) -> str:
             lines.append(note(f"{adapter.name} {said}." if fact["fits"] is False else f"{said}.",
                               "warn"))
     if task.tuned is not None and task.base is not None:
-        lines.append(note(f"Against the base {task.base.name}."))
+        lines.append(note(f"Against the base {hub.called(task.base)}."))
     return "".join(lines)
 
 

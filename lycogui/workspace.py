@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from lycogui import guard
 from lycogui.jobs import Jobs
-from lycoris import config, contestants, devices, durable, families, plan
+from lycoris import config, contestants, devices, durable, families, hub, plan
 from lycoris.data import folder, gather
 from lycoris.data.folder import Dataset
 from lycoris.errors import DatasetError, LycorisError
@@ -117,7 +117,7 @@ class Workspace:
     def family(self, run: Config) -> Family:
         """The facts of the model that is planned for, read again only when its files have changed.
         """
-        base = config.find(run.model.base)
+        base = hub.found(config.find(run.model.base))
         stamps = tuple(_stamp(base / name) for name in (
             "", "model_index.json", "unet", "text_encoder", "vae", "scheduler", "tokenizer"))
         return self._cached(("family", run.model), stamps,

@@ -21,10 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import choices, config, durable, estimate, events, readers, runs, survey, tools
+from . import choices, config, durable, estimate, events, hub, readers, runs, survey, tools
 from .arguments import parse
 from .errors import ConfigError, LycorisError, OutOfMemory, RunError
 from .follow import BEGAN, Followed, Signals, bug, failed, own_log
+from .progress import Progress, Stopped
 from .runs import RunFolder
 from .settings import Config
 from .terminal import Terminal, mebibytes
@@ -50,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except LycorisError as error:
             terminal.error(error)
             return 2
+        except Stopped:
+            terminal.document({"reason": "stopped"}, "Stopped; what has come whole is kept.")
+            return signals.exit_code
         except BrokenPipeError:
             return 1
         except Exception:
@@ -64,7 +68,8 @@ def train(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> 
     crew = join()
     signals.patience = 2 if crew.size > 1 else 1
     with ExitStack() as held, crew:
-        where, run = crew.meet(_opened(options, held) if crew.first else None)[0]
+        where, run = crew.meet(_opened(options, held, Progress(terminal.event, signals.asked))
+                              if crew.first else None)[0]
         folder = RunFolder(where)
         ended = train_in(folder, run, terminal, signals, crew)
     if ended.path and crew.first:
@@ -73,15 +78,18 @@ def train(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> 
     return signals.exit_code
 
 
-def _opened(options: argparse.Namespace, held: ExitStack) -> tuple[Path, Config]:
+def _opened(options: argparse.Namespace, held: ExitStack,
+            progress: Progress) -> tuple[Path, Config]:
     """The folder and settings of the run that is asked for, old or new; it is locked as long as
-    `held` holds."""
+    `held` holds. A new one's base is downloaded where it has to be."""
     target, settings = config.target(options.settings)
     if target and target.is_dir():
         folder = runs.open_run(target.resolve())
         held.enter_context(folder.locked())
         return folder.path, _resumed(folder, settings)
-    folder, run = _fresh(config.load(target, settings))
+    wanted = config.load(target, settings)
+    hub.require(wanted.model, progress)
+    folder, run = _fresh(wanted)
     held.enter_context(folder.locked())
     return folder.path, run
 
@@ -176,6 +184,7 @@ def sample(options: argparse.Namespace, terminal: Terminal, signals: Signals) ->
     from . import sample as verb
 
     run = config.settings(options.settings)
+    hub.require(run.model, Progress(terminal.event, signals.asked))
     where = Path(options.out or Path(run.output.folder) / "pictures" / _stamp())
     taker = contestants.parse(options.adapter, Path(run.output.folder))
     written = verb.run(run, taker, where, terminal.event, signals.asked)
@@ -185,6 +194,7 @@ def sample(options: argparse.Namespace, terminal: Terminal, signals: Signals) ->
 
 def compare(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
     run = config.settings(options.settings)
+    hub.require(run.model, Progress(terminal.event, signals.asked))
     where = Path(options.out or Path(run.output.folder) / "comparisons" / _stamp())
     names = options.adapter or ["base"]
     return compare_in(run, names, where, terminal, signals)
@@ -316,6 +326,7 @@ VERBS: dict[str, Callable[[argparse.Namespace, Terminal, Signals], int]] = {
     "estimate": estimate.run, "advise": choices.advise, "recipe": choices.recipe,
     "presets": choices.presets,
     "calibrate": calibrate, "demo": demo, "inspect": tools.inspect, "merge": tools.merge,
+    "download": tools.download,
     "extract": tools.extract, "resize": tools.resize, "convert": tools.convert,
     "report": readers.write_report, "tensorboard": readers.tensorboard}
 

@@ -60,6 +60,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
                        "a line; - for standard input")
     _choices(verb, count, settings)
     _tools(verb)
+    _download(verb)
     speed = verb("calibrate", "A few real steps on this machine: how long will the run take?",
                  settings)
     speed.add_argument("--follow", help="folder for events.jsonl and result.json, to be followed "
@@ -143,6 +144,16 @@ def _tools(verb: Callable[..., argparse.ArgumentParser]) -> None:
                       help="keep so little of what the LoRA leaves, e.g. 0.98")
     take.add_argument("--preset", help="take these layers only")
     take.add_argument("--min-diff", type=float, help="leave out layers that differ by less")
+
+
+def _download(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    bring = verb("download", "Bring a base model that is named on Hugging Face into its cache; of "
+                 "openai/clip-vit-large-patch14, the tokenizer for models of one file.")
+    bring.add_argument("name", help="owner/name")
+    bring.add_argument("--whole", action="store_true",
+                       help="weights in whole precision where there are both; else in half")
+    bring.add_argument("--follow", help="folder for events.jsonl and result.json, to be followed "
+                                        "by others")
 
 
 def _options(*described: tuple[str, str, dict[str, Any]]) -> argparse.ArgumentParser:

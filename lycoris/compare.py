@@ -125,7 +125,7 @@ class _Painter:
                 place = list(self.networks).index(name)
                 file = f"pictures/{number:04d}-{place:02d}.png"
                 sampling.write_png(self.where / file, image, sampling.recipe(
-                    job, how, self.family.base.name, taker))
+                    job, how, self.family.called, taker))
                 self.emit(events.Sampled(0, number, file, job.prompt, job.seed, name))
         self.emit(events.Stage("painting", total, total))
         return found
@@ -144,7 +144,7 @@ class _Painter:
 
 def _recipe(run: Config, family: Family, takers: Sequence[Contestant]) -> dict[str, Any]:
     """Everything needed to paint this again, embedded in the grid."""
-    return {"lycogui": __version__, "base": family.base.name, "sample": asdict(run.sample),
+    return {"lycogui": __version__, "base": family.called, "sample": asdict(run.sample),
             "resolution": run.dataset.resolution,
             "contestants": [contestants.describe(each, family) for each in takers]}
 

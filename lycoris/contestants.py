@@ -85,7 +85,7 @@ def load(contestant: Contestant, family: Family,
     if contestant.path is None:
         return None, None
     file = adapterfile.AdapterFile(contestant.path)
-    match = adapterfile.match(file, family.layers, family.aliases, family.base.name)
+    match = adapterfile.match(file, family.layers, family.aliases, family.called)
     network = LycorisNetwork.from_file(file, match.assignments, model.modules)
     network.set_multiplier(contestant.weight)
     return network, match
@@ -95,7 +95,7 @@ def describe(contestant: Contestant, family: Family) -> dict[str, Any]:
     """What a recipe says of it: file, checksum, algorithm, size, and how it was trained."""
     found: dict[str, Any] = {"name": contestant.name, "weight": contestant.weight}
     if contestant.path is None:
-        return {**found, "base": family.base.name}
+        return {**found, "base": family.called}
     file = adapterfile.AdapterFile(contestant.path)
     trained = metadata.config_of(file.metadata)
     return {**found, "file": contestant.path.name, "bytes": contestant.path.stat().st_size,
@@ -116,7 +116,7 @@ def facts(path: Path, family: Family | None) -> dict[str, Any]:
     fits, text = None, ""
     if family is not None:
         try:
-            match = adapterfile.match(file, family.layers, family.aliases, family.base.name)
+            match = adapterfile.match(file, family.layers, family.aliases, family.called)
             fits, text = match.whole, match.text
         except AdapterError as error:
             text = error.message

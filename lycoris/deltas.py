@@ -104,7 +104,7 @@ class Deltas:
             self.assignments = tuple(self._alone())
         else:
             self.match = adapterfile.match(self.file, family.layers, family.aliases,
-                                           family.base.name)
+                                           family.called)
             order = {layer: place for place, layer in enumerate(family.layers)}
             self.assignments = tuple(sorted(self.match.assignments,
                                             key=lambda a: order[a.layer]))

@@ -63,6 +63,14 @@ class ModelFileError(LycorisError):
         super().__init__(message, fix, field="model.base")
 
 
+class NotDownloaded(ModelFileError):
+    """`name` on Hugging Face is needed and not here."""
+
+    def __init__(self, message: str, fix: str, name: str):
+        super().__init__(message, fix)
+        self.name = name
+
+
 class AdapterError(LycorisError):
     """An adapter file that cannot be read or does not fit; `keys` are the tensors in question."""
 

@@ -66,14 +66,14 @@ def run(asked: Extract, progress: Progress) -> Written:
         _layer(asked, rules, layer, found, draft, left)
     if not draft.rows:
         raise AdapterError(
-            f"{tuned.base.name} and {family.base.name} do not differ in any of the {len(layers)} "
+            f"{tuned.called} and {family.called} do not differ in any of the {len(layers)} "
             "layers that were asked for.", "Choose another model or preset, or lower min_diff.")
     left.tell(progress, _elsewhere(family, tuned, progress))
     settings = {"algo": asked.algo, "rule": None if asked.algo == "full" else rules.text,
                 "factor": asked.factor if asked.algo == "lokr" else None,
                 "sparsity": asked.sparsity, "preset": asked.preset or None,
-                "base": family.base.name}
-    deed = Deed("extract", settings, [tuned.base.name])
+                "base": family.called}
+    deed = Deed("extract", settings, [tuned.called])
     return draft.write(out, deed, [], family, "kohya", progress)
 
 
@@ -124,7 +124,7 @@ def _pairs(family: Family, tuned: Family) -> dict[Layer, Layer]:
     if wrong or type(family) is not type(tuned):
         first = f", the first is {wrong[0].part}.{wrong[0].name}" if wrong else ""
         raise ModelFileError(
-            f"{tuned.base.name} was not made from {family.base.name}: {len(wrong)} of its "
+            f"{tuned.called} was not made from {family.called}: {len(wrong)} of its "
             f"{len(family.layers)} layers are missing or of another shape{first}.",
             "Choose the base that it was fine-tuned from.")
     return {layer: other for layer, other in found.items() if other is not None}

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from . import original, tensorfile
-from .errors import ModelFileError
+from .errors import ModelFileError, NotDownloaded
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 CONVERT = ("python -c \"import torch, safetensors.torch as s; d = torch.load('model.ckpt', "
@@ -133,12 +133,14 @@ class Single:
         for folder in [*places, *cached_words()]:
             if (folder / WORDS[0]).is_file() or all((folder / n).is_file() for n in WORDS[1:]):
                 return folder
-        where = f"{self.tokenizer} has none" if self.tokenizer else "none is beside it or cached"
-        raise ModelFileError(
+        where = (f"{chosen} has none" if chosen else
+                 f"none is in {near / 'tokenizer'} or the Hugging Face cache")
+        raise NotDownloaded(
             f"{self.base.name} holds no tokenizer, as no single file does, and {where}.",
-            f"Once, with a network: hf download {CLIP[0][0]} {' '.join(WORDS)} - or copy the "
-            "folder tokenizer of any Stable Diffusion model in the diffusers layout beside the "
-            "file, or choose it with model.tokenizer.")
+            "Once, with a network: Download beside the base model on the page, or "
+            f"hf download {CLIP[0][0]} {' '.join(WORDS)} - or copy the folder tokenizer of any "
+            "Stable Diffusion model in the diffusers layout beside the file, or choose it with "
+            "model.tokenizer.", CLIP[0][0])
 
     def padding(self, text_encoder: str) -> int:
         return self.configs[text_encoder]["pad_token_id"]

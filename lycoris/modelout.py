@@ -251,7 +251,7 @@ class Whole:
     def _metadata(self, found: Mapping[str, str]) -> dict[str, str]:
         deed = self.deed
         made = {"verb": deed.verb, "from": list(deed.names), **deed.settings}
-        names = ", ".join([self.family.base.name, *deed.names])
+        names = ", ".join([self.family.called, *deed.names])
         return {"format": "pt", **found, "modelspec.merged_from": names,
                 provenance.MADE: json.dumps(made, ensure_ascii=False)}
 

@@ -49,7 +49,7 @@ def write(out: Path, draft: Draft, family: Family, deed: Deed,
             folder = temporary / part if len(ready) > 1 else temporary
             said = {"format": "pt", **metadata.with_hashes(described, tensors)}
             file = adapterfile.write(folder / adapterfile.PEFT_FILE, tensors, None, said)
-            text = json.dumps({**config, "base_model_name_or_path": family.base.name}, indent=2)
+            text = json.dumps({**config, "base_model_name_or_path": family.called}, indent=2)
             durable.write_text(folder / adapterfile.PEFT_CONFIG, text)
             size += file.stat().st_size + len(text)
     return draft.written(deed.verb, out, size, "peft", progress)

@@ -39,7 +39,7 @@ def run(run: Config, taker: Contestant, where: Path, emit: Callable[[events.Even
                                                      lambda: "stop" in asked())):
             name = f"{taker.name}-{index:04d}.png"
             written.append(sampling.write_png(where / name, image, sampling.recipe(
-                jobs[index], how, family.base.name, described)))
+                jobs[index], how, family.called, described)))
             emit(events.Sampled(0, index, name, jobs[index].prompt, jobs[index].seed, taker.name))
             emit(events.Stage("painting", index + 1, len(jobs)))
     except torch.OutOfMemoryError as error:

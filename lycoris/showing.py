@@ -71,7 +71,7 @@ class Painter:
                 self.model, jobs, self.how, stopped), strict=False):
             name = self._base_name(index) if contestant else _name(step, index)
             sampling.write_png(self.where / name, image, sampling.recipe(
-                job, self.how, self.plan.family.base.name, described))
+                job, self.how, self.plan.family.called, described))
             self.emit(events.Sampled(step, index, name, job.prompt, job.seed, contestant))
             self.painted += 1
             self.emit(events.Stage(PAINTING, self.painted, total))

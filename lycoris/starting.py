@@ -46,7 +46,7 @@ def placed(run: Config, family: Family,
         raise ConfigError({"network.init": f"network.init is {run.network.init}, but the start "
                            "comes from network.weights; set it to default"})
     try:
-        match = adapterfile.match(file, family.layers, family.aliases, family.base.name)
+        match = adapterfile.match(file, family.layers, family.aliases, family.called)
     except AdapterError as error:
         raise ConfigError({FIELD: f"{FIELD}: {error.message}"}, error.fix) from None
     names = {found.key: found.source for found in match.assignments}

@@ -1,4 +1,4 @@
-"""The verbs for adapter files on the command line: inspect, resize, convert, merge, extract.
+"""The verbs for files on the command line: inspect, resize, convert, merge, extract, download.
 
 Each may be followed in a folder (--follow), where its answer is result.json.
 """
@@ -79,6 +79,17 @@ def merge(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> 
     return _followed(options, terminal, signals, work, _written)
 
 
+def download(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
+    def work(progress: Any) -> Mapping[str, Any]:
+        from . import hub
+
+        return hub.fetch(hub.look(options.name, not options.whole), progress)
+
+    return _followed(options, terminal, signals, work, lambda data: (
+        f"{data['name']} is in {data['folder']}: {data['files']} files came, "
+        f"{mebibytes(data['bytes'])}."))
+
+
 def _followed(options: argparse.Namespace, terminal: Terminal, signals: Signals,
               work: Verb, text: Callable[[Mapping[str, Any]], str]) -> int:
     """Do the work, with its progress on the terminal and in the folder that is followed."""
@@ -90,7 +101,7 @@ def _followed(options: argparse.Namespace, terminal: Terminal, signals: Signals,
             data = work(Progress(followed.emit, followed.asked))
         except Stopped:
             followed.finish("stopped")
-            terminal.document({"reason": "stopped"}, "Stopped; nothing was written.")
+            terminal.document({"reason": "stopped"}, "Stopped.")
             return signals.exit_code
         followed.finish("done", data)
     terminal.document(data, text(data))

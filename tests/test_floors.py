@@ -22,7 +22,7 @@ FLOORS = {
         "presets", "swapping", "unetnames", "paths", "effort", "products", "quantised", "lowrank",
         "progress", "prompts", "emphasis", "embeddings",
         "weightings", "distances", "timesteps", "noises",
-        "promptfile"),
+        "promptfile", "hub"),
     3: ("modelout",
         "data", "assignments", "sizes", "published", "metadata", "thumbnail", "plan", "adapterfile",
         "adapter", "slot", "network", "checkpoint", "sampling", "contestants", "grid", "wrapper",
@@ -42,7 +42,7 @@ FLOORS = {
 INHERITS = {"dylora": "lora", "boft": "diag_oft", "sdxl": "sd"}
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 # What the page may know of the engine: facts, names, the plan; never weights.
-FOR_THE_PAGE = {"runpresets", "known",
+FOR_THE_PAGE = {"runpresets", "known", "hub",
                 "errors", "durable", "knobs", "settings", "config", "events", "runs", "devices",
                 "families", "algorithms", "captioners", "guideline", "plan", "footprint", "memory",
                 "relief", "machine", "disk", "outlook", "choose", "advice", "recipes",

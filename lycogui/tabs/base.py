@@ -84,6 +84,6 @@ def describe(page: Page, values: dict[Any, Any]) -> str:
                 f"<p>{html.escape(error.message)}</p><p>{html.escape(error.fix)}</p></div>")
     prediction = family.metadata["modelspec.prediction_type"]
     layout = "one file" if family.base.is_file() else "a folder in the diffusers layout"
-    return (f"<p class='note'><b>{html.escape(family.base.name)}</b>, {html.escape(family.label)}, "
+    return (f"<p class='note'><b>{html.escape(family.called)}</b>, {html.escape(family.label)}, "
             f"{layout}. Made for {family.resolution} px, predicts {html.escape(prediction)}, "
             f"{len(family.layers)} layers, captions of {family.max_tokens} tokens a chunk.</p>")

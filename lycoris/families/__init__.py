@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .. import config, known, modelfiles, presets, quantised, tensorfile
+from .. import config, hub, known, modelfiles, presets, quantised, tensorfile
 from ..algorithms import Layer
 from ..errors import ConfigError, ModelFileError
 from ..known import Known
@@ -72,9 +72,14 @@ class Family:
         raise NotImplementedError
 
     @property
+    def called(self) -> str:
+        """The name of its files."""
+        return hub.called(self.base)
+
+    @property
     def title(self) -> str:
         """What a person calls this base."""
-        return self.known.label if self.known else self.base.name
+        return self.known.label if self.known else self.called
 
     def require_files(self) -> None:
         """ModelFileError where there is nothing but the facts."""
@@ -325,11 +330,13 @@ def open_chosen(model: ModelConfig) -> Family:
 
 
 def open_base(base: Path, family: str = "auto", chosen: Chosen = AS_IT_IS) -> Family:
-    """The base model at `base`; raises ModelFileError where it is missing or of no known family.
+    """The base model at `base`, or in the Hugging Face cache under that name; raises ModelFileError
+    where it is missing or of no known family.
 
     Where `family` is a known model's name and `base` is no model of its shape, only the facts: for
     what is asked before there is a model.
     """
+    base = hub.found(base)
     if family in known.names():
         found = known.find(family)
         kind = catalogue()[found.family]
@@ -339,12 +346,8 @@ def open_base(base: Path, family: str = "auto", chosen: Chosen = AS_IT_IS) -> Fa
                 return opened
         return kind.by_name(found, base)
     if not base.exists():
-        name = base.as_posix()
-        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not base.parent.exists():
-            raise ModelFileError(
-                f"There is no base model at {base}; a name of Hugging Face is not downloaded.",
-                f"Once, with a network: hf download {name} --local-dir models/{base.name} "
-                f"- then choose models/{base.name}.")
+        if hub.is_name(base):
+            raise hub.absent(base.as_posix())
         raise ModelFileError(f"There is no base model at {base}.",
                              "Choose a model's .safetensors file, or its folder in the diffusers "
                              "layout; assets/tiny-sd is built in.")

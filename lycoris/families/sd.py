@@ -119,7 +119,7 @@ class StableDiffusion(Family):
         self.max_tokens = text["max_position_embeddings"] - 2
         self.vocabulary = text["vocab_size"]
         self.metadata = {
-            **self._version(unet, velocity), "ss_sd_model_name": self.base.name,
+            **self._version(unet, velocity), "ss_sd_model_name": self.called,
             "modelspec.prediction_type": "v" if velocity else "epsilon"}
         if self.scheduler_config.get("rescale_betas_zero_snr"):
             self.metadata["ss_zero_terminal_snr"] = "True"

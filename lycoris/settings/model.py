@@ -14,7 +14,8 @@ PACKED = ("int8", "nf4")  # bitsandbytes' forms of linear layers
 @dataclass(frozen=True)
 class ModelConfig:
     base: Annotated[str, Knob("The base model: one .safetensors file of SD 1.x, SD 2.x or SDXL, "
-                              "or a folder in the diffusers layout.", file=True,
+                              "a folder in the diffusers layout, or a name on Hugging Face: "
+                              "owner/name.", file=True,
                               label="Base model")] = "assets/tiny-sd"
     family: Annotated[str, Knob("Kind of model; auto reads it from the base's files. The name of "
                                 "a known model tells what it would cost, without its files.",
