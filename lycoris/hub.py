@@ -93,16 +93,23 @@ def weight_files(part: str) -> tuple[str, str]:
     return f"{stem}.safetensors", f"{stem}.fp16.safetensors"
 
 
-def absent(name: str) -> NotDownloaded:
-    """Why a name on Hugging Face cannot be used as it stands."""
+def absent(base: Path) -> ModelFileError:
+    """Why a base that is no file or folder cannot be used: NotDownloaded for a name on Hugging
+    Face."""
     from huggingface_hub import constants
 
+    if not is_name(base):
+        return ModelFileError(
+            f"There is no base model at {base}.",
+            "Choose a model's .safetensors file, or its folder in the diffusers layout; "
+            "assets/tiny-sd is built in.")
+    name = base.as_posix()
     folder = _cached(name)
     without = f" whole: no {', '.join(lacking(folder))}" if folder else ""
     return NotDownloaded(
         f"{name} is not in the Hugging Face cache ({constants.HF_HUB_CACHE}){without}.",
-        f"Once, with a network: Download beside the base model on the page, or python -m lycoris "
-        f"download {name}. A folder or file of your own is chosen by its path.", name)
+        f"Once, with a network: python -m lycoris download {name}. A folder or file of your own is "
+        "chosen by its path.", name)
 
 
 @dataclass(frozen=True)

@@ -346,11 +346,7 @@ def open_base(base: Path, family: str = "auto", chosen: Chosen = AS_IT_IS) -> Fa
                 return opened
         return kind.by_name(found, base)
     if not base.exists():
-        if hub.is_name(base):
-            raise hub.absent(base.as_posix())
-        raise ModelFileError(f"There is no base model at {base}.",
-                             "Choose a model's .safetensors file, or its folder in the diffusers "
-                             "layout; assets/tiny-sd is built in.")
+        raise hub.absent(base)
     if base.suffix in modelfiles.PICKLES:
         raise modelfiles.pickled(base)
     if family != "auto":
