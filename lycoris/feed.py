@@ -112,8 +112,10 @@ class Feed:
                       [self.pictures[member] for member in members])
 
     def held_out(self) -> Iterator[Batch]:
-        """The pictures that are held out, each once, with nothing left to chance."""
-        size = self.settings.train.batch_size
+        """The pictures that are held out, each once, with nothing left to chance; as many at once
+        as a step computes."""
+        train = self.settings.train
+        size = -(-train.batch_size // train.split)
         for bucket in sorted(set(self.held_buckets)):
             own = [i for i, other in enumerate(self.held_buckets) if other == bucket]
             for start in range(0, len(own), size):

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ FORMAT = 1
 MODES = ("fp32", "half")  # everything in fp32; a half-precision base under autocast
 FOLDER = "activations"  # of the tables, in assets and in the folder of the runs
 TEXT_LEVEL = "text_model."
+SOME = 4096  # latent positions at which two places of a pass are compared: 512 px
 Line = tuple[float, float]
 
 
@@ -57,6 +58,24 @@ class Pass:
     transient: Line
     transient_checkpointed: Line
     no_gradient: Line
+
+    def grown(self, more: Mapping[str, Line]) -> Pass:
+        """The pass with so many more bytes saved between each of these layers and the next."""
+        spots, places = {}, []
+        ahead = (0.0, 0.0)
+        for name, spot in self.spots.items():
+            spots[name] = replace(spot, before=_sum(spot.before, ahead))
+            if name in more:
+                places.append((at(spot.before, SOME), more[name]))
+                ahead = _sum(ahead, more[name])
+        segments = []
+        for first, full, held, own in self.segments:
+            begin, end = at(first, SOME), at(first, SOME) + at(full, SOME)
+            inside = _sum(*(line for place, line in places if begin <= place < end))
+            segments.append((_sum(first, *(line for place, line in places if place < begin)),
+                             _sum(full, inside), held, _sum(own, inside)))
+        return replace(self, spots=spots, segments=tuple(segments),
+                       total=_sum(self.total, ahead))
 
 
 @dataclass(frozen=True)
@@ -112,6 +131,10 @@ def _pass(table: Table, part: str, mode: str) -> Pass:
         tuple(tuple(tuple(line) for line in segment) for segment in said["segments"]),
         tuple(said["total"]), tuple(said["transient"]), tuple(said["transient_checkpointed"]),
         tuple(said["no_gradient"]))
+
+
+def _sum(*lines: Line) -> Line:
+    return sum(line[0] for line in lines), sum(line[1] for line in lines)
 
 
 def at(line: Line, positions: float) -> float:

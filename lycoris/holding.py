@@ -8,23 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from .adapter import cost_of, takes_aside
-from .algorithms import elements
+from .algorithms import Layer, elements
 from .assignments import Assignment
-from .footprint import TEXT_LEVEL, Pass, Spot, Table, at
+from .footprint import TEXT_LEVEL, Line, Pass, Spot, Table, at
 
 DENSE = 5  # full-size matrices in use at once where dW is built, its gradient among them
 
 
 @dataclass(frozen=True)
 class Step:
-    """How a step is computed: `positions` of the latents of one picture, `half` under autocast."""
+    """How a step is computed: `positions` of the latents of one picture, `half` under autocast.
+    Captions are `chunks` times as long as the trace's; `packed` are the base's linear layers in 8
+    or 4 bits."""
 
     positions: int
     batch: int
     half: bool
     checkpointing: bool
+    chunks: int = 1
+    packed: tuple[Layer, ...] = ()
 
     @property
     def width(self) -> int:
@@ -74,18 +79,64 @@ def moments(table: Table, assignments: Sequence[Assignment], step: Step) -> list
     learning = [part for part in texts if part in groups]
     runs = []
     for part in (*learning, denoiser):  # in the order of the forward pass
-        ran = table.run(part, mode)
-        held = held_by(ran, groups.get(part, ()), step)
-        runs.append((ran, held, _start(ran, held, step, bool(learning) and part == denoiser)))
+        ran, own = table.run(part, mode), step
+        if part == denoiser:
+            ran = _reading(ran, step.chunks)
+        else:  # each chunk is a text of its own
+            own = replace(step, batch=step.batch * step.chunks)
+        ran = _packed(ran, [layer for layer in step.packed if layer.part == part], step)
+        held = held_by(ran, groups.get(part, ()), own)
+        start = _start(ran, held, own, bool(learning) and part == denoiser)
+        runs.append((ran, held, start, own))
     found: list[Backward] = []
     base = adapters = 0.0
     for place, run in enumerate(runs):
-        later = sum(each.gradient for _, held, _ in runs[place + 1:] for each in held)
-        own = _moments(*run, step)
+        later = sum(each.gradient for _, held, *_ in runs[place + 1:] for each in held)
+        own = _moments(*run)
         found = [*(replace(each, base=each.base + base, adapters=each.adapters + adapters,
                            gradients=each.gradients + later) for each in own), *found]
         base, adapters = base + own[0].base, adapters + own[0].adapters
     return found
+
+
+def _reading(ran: Pass, chunks: int) -> Pass:
+    """The denoiser's pass with captions so many times as long. Of them it keeps keys and values:
+    all that grows from the layers that read the text to the one after them and has nothing to do
+    with the picture's size."""
+    if chunks == 1:
+        return ran
+    more: dict[str, Line] = {}
+    spots = dict(ran.spots)
+    began: float | None = None
+    last = ""
+    for name, spot in ran.spots.items():
+        if _reads_text(spot):
+            began = spot.before[0] if began is None else began
+            spots[name] = replace(spot, positions=(spot.positions[0] * chunks, 0.0),
+                                  fed=(spot.fed[0] * chunks, 0.0))
+        elif began is not None:
+            more[last] = ((spot.before[0] - began) * (chunks - 1), 0.0)
+            began = None
+        last = name
+    return replace(ran, spots=spots).grown(more)
+
+
+def _reads_text(spot: Spot) -> bool:
+    return not spot.positions[1] and spot.positions[0] > 1
+
+
+def _packed(ran: Pass, layers: Iterable[Layer], step: Step) -> Pass:
+    """The pass with layers in 8 or 4 bits. Under autocast they return what they are given: where
+    that is fp32, so is what is kept of the gate that follows."""
+    named = {layer.name.removeprefix(TEXT_LEVEL) for layer in layers}
+    if not (named and step.half):
+        return ran
+    more: dict[str, Line] = {}
+    for (name, spot), (after, then) in pairwise(ran.spots.items()):
+        gated = {name, after} <= named and isinstance(then.source, int)
+        if gated and spot.source == "cast":
+            more[name] = then.before[0] - spot.before[0], then.before[1] - spot.before[1]
+    return ran.grown(more)
 
 
 def held_by(ran: Pass, assignments: Iterable[Assignment], step: Step) -> list[Held]:
@@ -152,7 +203,7 @@ def _start(ran: Pass, held: Sequence[Held], step: Step, text_learns: bool) -> fl
                          if at(spot.before, step.positions)), default=0.0)
         starts.append(begin)
     if text_learns:
-        starts += [at(spot.before, step.positions) for spot in side if spot.positions[0] > 1][:1]
+        starts += [at(spot.before, step.positions) for spot in side if _reads_text(spot)][:1]
     return min(starts, default=at(ran.total, step.positions))
 
 

@@ -13,7 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +124,12 @@ def time_left(plan: Plan, device: str, step: int = 0) -> Estimate | None:
 
 @dataclass
 class Watch:
-    """What one run sees of its own speed and memory while it goes."""
+    """What one run sees of its own speed and memory while it goes. `parts`: in how many each batch
+    is computed, by this process or by several."""
 
     plan: Plan
     device: torch.device
+    parts: int = 0
     seconds: list[float] = field(default_factory=list)
     others: dict[str, list[float]] = field(default_factory=dict)
 
@@ -135,7 +137,9 @@ class Watch:
         """To be made when the base model is loaded: what was loaded before is the libraries'."""
         self.name = devices.look(self.device).name
         self.meter = devices.Meter(self.device)
-        self.predicted = memory.predict(self.plan, self.device.type)
+        own = self.plan.config
+        shared = replace(own, train=replace(own.train, split=self.parts or own.train.split))
+        self.predicted = memory.predict(replace(self.plan, config=shared), self.device.type)
 
     def took(self, what: str, began: float, count: int) -> None:
         """`count` of "sample" or "checkpoint" took from `began` (perf_counter) until now."""

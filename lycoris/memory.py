@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import footprint, holding, optimizers, quantised, sampling, swapping
-from .algorithms import Shape, elements
+from .algorithms import Layer, Shape, elements
 from .assignments import Assignment
 from .data import buckets, wording
 from .data.cache import GROUP, GROUP_PIXELS
@@ -34,6 +34,7 @@ CPU_LIBRARIES = 60 * MIB
 CPU_SPARE = 0.4
 LOADING, ENCODING = "loading the model", "encoding the pictures"
 TRAINING, PAINTING = "training", "painting samples"
+VALIDATING = "validating"
 UPDATING = "optimiser step"
 WIDTHS: Mapping[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes of a weight
 LATENT_CHANNELS = 4
@@ -151,12 +152,11 @@ def _phases(plan: Plan, device: str, table: Table | None, frugal: bool) -> list[
     if device == "cpu":
         training.append(Item("fixed", "the allocator's spare", _spare(plan, table)))
     phases.append(Phase(TRAINING, (*at_work, *adapter, state, *training)))
-    encoder = table.parts["vae"]
-    width, height = largest(plan)
-    group = 1 if frugal else max(1, min(GROUP, GROUP_PIXELS // (width * height), _fullest(plan)))
     phases.append(Phase(ENCODING, (*base, Item(
-        "temporary", "encoding the pictures",
-        round(group * at(encoder["encode"], positions(plan, (width, height))))))))
+        "temporary", "encoding the pictures", _encoding(plan, table, frugal)))))
+    if plan.held_buckets and run.train.validate_every:
+        phases.append(Phase(VALIDATING, (*at_work, *adapter, state, Item(
+            "temporary", "looking at held-out pictures", _validating(plan, device, table)))))
     if run.sample.every and sampling.while_training(run.sample):
         phases.append(Phase(PAINTING, (*base, *adapter, *aside, state, Item(
             "temporary", "painting a sample", _painting(plan, device, table)))))
@@ -208,9 +208,10 @@ def batch(plan: Plan) -> int:
 
 
 def step_of(plan: Plan, device: str) -> holding.Step:
-    train = plan.config.train
-    return holding.Step(positions(plan, largest(plan)), batch(plan), is_half(plan.config, device),
-                        train.gradient_checkpointing)
+    run = plan.config
+    return holding.Step(positions(plan, largest(plan)), batch(plan), is_half(run, device),
+                        run.train.gradient_checkpointing, run.dataset.caption_chunks,
+                        tuple(_packed_layers(plan)))
 
 
 def _weights(plan: Plan, device: str, table: Table | None) -> Iterator[Item]:
@@ -248,12 +249,18 @@ def _packing(plan: Plan, width: float) -> Counter[str]:
     """{part: bytes that its linear layers in 8 or 4 bits take less than at that width}."""
     saved: Counter[str] = Counter()
     kind = plan.config.model.dtype
-    if kind in quantised.KINDS:
-        for layer in plan.family.layers:
-            if layer.kind == "linear" and not quantised.KEPT.search(layer.name):
-                saved[layer.part] += (elements(layer.shape) * (width - quantised.KINDS[kind])
-                                      - layer.shape[0] * quantised.ROW_SCALE[kind])
+    for layer in _packed_layers(plan):
+        saved[layer.part] += (elements(layer.shape) * (width - quantised.KINDS[kind])
+                              - layer.shape[0] * quantised.ROW_SCALE[kind])
     return saved
+
+
+def _packed_layers(plan: Plan) -> list[Layer]:
+    """The base's layers in 8 or 4 bits."""
+    if plan.config.model.dtype not in quantised.KINDS:
+        return []
+    return [layer for layer in plan.family.layers
+            if layer.kind == "linear" and not quantised.KEPT.search(layer.name)]
 
 
 def base_dtype(run: Config, device: str) -> str:
@@ -334,12 +341,33 @@ def _training(plan: Plan, device: str, table: Table) -> Iterator[Item]:
     if step.half and base_dtype(plan.config, device) == "fp32":
         count = sum(table.parameters(part) for part in table.learning[:1])
         yield Item("temporary", "weights cast to half precision", 2 * count)
+    if step.packed:  # for the gradient of its input, one after the other
+        yield Item("temporary", "a layer out of its 8 or 4 bits",
+                   4 * max(elements(layer.shape) for layer in step.packed))
 
 
 def _spare(plan: Plan, table: Table) -> int:
     """What the heap keeps of all that a step without checkpointing would hold."""
     step = replace(step_of(plan, "cpu"), checkpointing=False)
     return round(CPU_SPARE * holding.backward(table, plan.assignments, step).total)
+
+
+def _encoding(plan: Plan, table: Table, frugal: bool) -> int:
+    """For the group of pictures that takes the most."""
+    sizes = Counter((*encoded_sizes(plan), *plan.held_buckets)) or {largest(plan): GROUP}
+    groups = ((size, 1 if frugal else max(1, min(GROUP, GROUP_PIXELS // (size[0] * size[1]), n)))
+              for size, n in sizes.items())
+    return round(max(group * at(table.parts["vae"]["encode"], positions(plan, size))
+                     for size, group in groups))
+
+
+def _validating(plan: Plan, device: str, table: Table) -> int:
+    """A batch of what is held out, without gradients."""
+    run = plan.config
+    ran = table.run(table.learning[0], "half" if is_half(run, device) else "fp32")
+    most = -(-run.train.batch_size // run.train.split)
+    return round(max(min(most, count) * at(ran.no_gradient, positions(plan, size))
+                     for size, count in Counter(plan.held_buckets).items()))
 
 
 def _painting(plan: Plan, device: str, table: Table) -> int:

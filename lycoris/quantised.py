@@ -6,6 +6,7 @@ passes. Convolutions, norms and tables of embeddings have no packed form.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 
@@ -55,7 +56,7 @@ def _packed(layer: nn.Linear, kind: str) -> nn.Module:
     new, sizes = bitsandbytes.nn, (layer.in_features, layer.out_features)
     weight, has_bias = layer.weight.data, layer.bias is not None
     if kind == "int8":
-        made = new.Linear8bitLt(*sizes, bias=has_bias, has_fp16_weights=False, threshold=OUTLIER,
+        made = _frozen()(*sizes, bias=has_bias, has_fp16_weights=False, threshold=OUTLIER,
                                 device="meta")
         made.weight = new.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
     else:
@@ -64,6 +65,24 @@ def _packed(layer: nn.Linear, kind: str) -> nn.Module:
         made.weight = new.Params4bit(weight, requires_grad=False, quant_type="nf4", module=made)
     made.bias = layer.bias
     return made.train(layer.training)
+
+
+@functools.cache
+def _frozen() -> type:
+    import bitsandbytes
+
+    class Linear8bitLt(bitsandbytes.nn.Linear8bitLt):
+        """As its parent, without what that holds for a gradient of the weight: its whole input,
+        also where checkpointing would drop it."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            for name, nothing in (("tensors", (None, None, None)), ("A", None)):
+                if hasattr(y.grad_fn, name):  # on a GPU; on a CPU
+                    setattr(y.grad_fn, name, nothing)
+            return y
+
+    return Linear8bitLt
 
 
 def shape_of(module: nn.Module) -> tuple[int, ...]:

@@ -104,7 +104,7 @@ class Session:
         emit(events.Stage(LOADING, 0, 0))
         report = functools.partial(self._report, asked)
         self.model: Model = loading.load(run, self.plan.family, self.device, self.precision, report)
-        self.watch = machine.Watch(self.plan, self.device)
+        self.watch = machine.Watch(self.plan, self.device, self.parts)
         self.doing = ENCODING
         self.kept = store.of(run)
         self.feed = Feed(self.plan, self.model, report, self.kept)

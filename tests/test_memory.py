@@ -91,6 +91,16 @@ def test_every_algorithm_keeps_what_it_says(algo: str, settings: Settings, table
     assert predicted_by(made, table) == pytest.approx(saved_by(made, tmp_path / "at"), rel=0.05)
 
 
+@pytest.mark.parametrize("text", ["true", "false"])
+@pytest.mark.parametrize("chunks", [2, 3])
+def test_longer_captions_are_counted(chunks: int, text: str, settings: Settings, table: Table,
+                                     tmp_path: Path) -> None:
+    """In the cross-attention, in its adapters, and in a text encoder that learns."""
+    made = traced(settings(f"dataset.caption_chunks={chunks}", "dataset.resolution=64",
+                           "dataset.bucket=false", f"network.text_encoder={text}"), table)
+    assert predicted_by(made, table) == pytest.approx(saved_by(made, tmp_path / "at"), rel=0.01)
+
+
 def test_the_shipped_table_is_what_a_trace_gives() -> None:
     family = families.open_base(Path("assets/tiny-sd"))
     shipped = footprint.find(family, "nowhere")
@@ -128,6 +138,24 @@ def test_memory_moves_with_what_it_is_made_of(settings: Settings, table: Table) 
     assert peak("train.gradient_checkpointing=true") < own < peak("train.precision=fp32")
     assert peak("dataset.resolution=256") < own
     assert peak("network.preset=attn-only", "network.text_encoder=false") < own
+
+
+def test_larger_crops_and_held_out_pictures_are_counted(
+        settings: Settings, table: Table, pictures: Path, tmp_path: Path,
+        make_pictures: Callable[..., Path]) -> None:
+    wide = make_pictures(tmp_path / "wide", 2, (96, 48))
+
+    def phases(*words: str) -> dict[str, int]:
+        made = traced(settings("dataset.resolution=256", f"dataset.folder={wide}", *words), table)
+        return {phase.name: phase.bytes for phase in memory.predict(made, "cuda").phases}
+
+    own = phases()
+    assert phases("dataset.random_crop=true", "dataset.bucket=false")[memory.ENCODING] > phases(
+        "dataset.bucket=false")[memory.ENCODING]
+    assert memory.VALIDATING not in own
+    words = (f"dataset.validation_folder={pictures}", "train.batch_size=4")
+    whole = phases(*words)[memory.VALIDATING]
+    assert whole > phases(*words, "train.split=4")[memory.VALIDATING]
 
 
 def test_what_would_have_helped_is_told_in_bytes(settings: Settings, table: Table) -> None:

@@ -13,7 +13,19 @@ from torch import nn
 
 pytest.importorskip("bitsandbytes")
 
-from lycoris import config, contestants, events, loading, memory, plan, quantised, trainer
+from lycoris import (
+    activations,
+    config,
+    contestants,
+    events,
+    holding,
+    loading,
+    memory,
+    plan,
+    quantised,
+    tracing,
+    trainer,
+)
 from lycoris.families import Model
 
 CPU = torch.device("cpu")
@@ -123,3 +135,25 @@ def test_sdxl_is_packed_with_both_its_text_encoders(tmp_path: Path) -> None:
         out = packed.predict(torch.randn(1, 4, 8, 8), torch.tensor([5]), cond)
     assert told["hidden"].shape[2] == sum(widths) and out.isfinite().all()
     assert not torch.equal(told["hidden"], packed.encode_text(["a ball"])["hidden"])
+
+
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+@pytest.mark.parametrize("kind", list(quantised.KINDS))
+def test_what_a_step_holds_is_predicted(settings: Callable[..., config.Config], kind: str,
+                                        checkpointing: str, tmp_path: Path) -> None:
+    """All that lives is counted: what an operation keeps past autograd's books, as bitsandbytes'
+    own int8 layers keep their inputs, also through checkpointing."""
+    made = plan.make(settings(f"model.dtype={kind}", "network.algo=lora", "network.preset=attn-mlp",
+                              "dataset.resolution=64", "dataset.bucket=false",
+                              f"train.gradient_checkpointing={checkpointing}"))
+    table = activations.trace(made.family)
+    session = trainer.Session(made, tmp_path / "at", lambda event: None)
+    session.prepare(set)
+    session.network.train()
+    with tracing.Meter() as meter:
+        loss = session.loss(0, 0)
+    end = holding.moments(table, made.assignments, memory.step_of(made, "cpu"))[0]
+    told = end.base + end.adapters
+    assert loss.requires_grad
+    assert meter.now < told if checkpointing == "true" else told == pytest.approx(
+        meter.now, rel=0.05)
