@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import checkpoint, memory, optimizers, sampling
+from . import checkpoint, devices, memory, optimizers, sampling
 from .algorithms import elements
 from .data import store
 from .errors import DiskError
@@ -68,13 +68,20 @@ def predict(plan: Plan, step: int = 0) -> Disk:
 
 
 def cache_bytes(plan: Plan) -> int:
-    """What is kept of the pictures for later runs, where nothing is there yet."""
+    """What is kept of pictures and captions for later runs where nothing is there yet; none on a
+    drive of its own, which may fill up without harm."""
     settings = plan.config.dataset
+    folder = Path(plan.config.output.folder).expanduser()
+    if _device(store.of(plan.config).folder) != _device(folder):
+        return 0
     numbers = memory.LATENT_CHANNELS + settings.masks
-    latents = 4 * numbers * (1 + settings.flip) * sum(
-        memory.positions(plan, size) for size in memory.encoded_sizes(plan))
-    count = len(plan.buckets) * (1 + settings.flip)
-    return min(round(settings.cache_limit * store.GIB), latents + 2 * HEADER * count)
+    latents = sum(4 * numbers * (1 + settings.flip) * memory.positions(plan, size)
+                  for size in memory.encoded_sizes(plan))
+    latents += sum(4 * numbers * memory.positions(plan, size) for size in plan.held_buckets)
+    count = len(plan.buckets) * (1 + settings.flip) + len(plan.held_buckets)
+    texts, each = memory.texts_kept(plan, devices.choose(plan.config.train.device).type)
+    return min(round(settings.cache_limit * store.GIB),
+               latents + texts * each + 2 * HEADER * (count + texts))
 
 
 def _model_bytes(plan: Plan) -> int:
@@ -97,6 +104,7 @@ def state_bytes(plan: Plan) -> int:
             if name not in assignment.algorithm.frozen:
                 total += optimizers.state_bytes(plan.config.optimizer.name, shape)
                 total += 3 * HEADER  # its moments and its step
+                total += optimizers.table_bytes(plan.config.optimizer.name, shape)
                 total += 4 * count + HEADER if plan.config.train.ema else 0
     return round(total)
 
@@ -131,6 +139,13 @@ def _lighter(plan: Plan) -> str:
 
 
 def _free(folder: Path) -> int:
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents)
-                    if path.exists())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _device(folder: Path) -> int:
+    """The drive that a folder is on, or will be."""
+    return _existing(folder).stat().st_dev
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from . import config, devices, durable, events, footprint, memory, promptfile
+from .data import wording
 from .plan import Plan
 
 FILE, FORMAT = "machine.json", 1
@@ -28,7 +29,10 @@ FEWEST = 3  # steps that make a measurement
 LIMITS = (0.5, 2.0)  # a correction beyond them is no correction
 SPEED = ("model.dtype", "train.precision", "train.batch_size", "train.accumulate",
          "train.split", "train.gradient_checkpointing", "train.block_swap", "train.max_norm",
-         "optimizer.name", "dataset.resolution", "dataset.bucket", "dataset.bucket_step")
+         "train.compile", "train.ema", "optimizer.name", "optimizer.args", "loss.prior_from_base",
+         "dataset.resolution", "dataset.bucket", "dataset.bucket_step", "dataset.caption_chunks")
+NO_MATTER = ("network.alpha", "network.conv_alpha", "network.rs_lora", "network.init",
+             "network.weights")  # numbers a step has, not how many
 
 
 @dataclass(frozen=True)
@@ -181,8 +185,13 @@ def _speed_key(plan: Plan, device: str) -> str:
     """Everything that decides how long a step takes, readable as far as it is short."""
     run = config.to_dict(plan.config)
     decides = {path: value for path, value in run.items()
-               if path in SPEED or path.startswith("network.")}
+               if path in SPEED or (path.startswith("network.") and path not in NO_MATTER)}
     decides["largest"] = memory.largest(plan)
+    decides["encodes"] = wording.varies(plan.config.dataset)  # captions, at every step
+    if plan.presented:  # coarsely: one picture more is the same speed
+        area = sum(w * h for w, h in plan.presented) / len(plan.presented)
+        decides["mean"] = [f"{each:.2g}" for each in (
+            area, len(plan.presented) / plan.epoch.batches)]
     mark = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
     network = plan.config.network
     return (f"{_memory_key(plan, device)} | {network.algo} {network.dim} {network.preset}, "

@@ -130,7 +130,7 @@ def _phases(plan: Plan, device: str, table: Table | None, frugal: bool) -> list[
     fixed = ([Item("fixed", "CUDA context", CUDA_CONTEXT)] if device == "cuda" else
              [Item("fixed", "libraries at work", CPU_LIBRARIES)] if device == "cpu" else [])
     weights = list(_weights(plan, device, table))
-    cache = list(_cache(plan, device, table))
+    cache = list(_cache(plan, device))
     adapter = [Item("adapter", "adapter weights", _adapter_bytes(plan.assignments))]
     kept = [4 * elements(shape) for a in plan.assignments for shape in _trained(a)]
     if run.train.ema:
@@ -303,32 +303,37 @@ def _update_bytes(plan: Plan, device: str) -> int:
     return 4 * (sum(counts) if device == "cuda" else 2 * max(counts, default=0))
 
 
-def _cache(plan: Plan, device: str, table: Table | None) -> Iterator[Item]:
+def _cache(plan: Plan, device: str) -> Iterator[Item]:
     """Latents and what the captions became are kept in the memory of the process."""
     if device == "cuda" or plan.dataset is None:
         return
-    pictures = plan.dataset.readable
     settings = plan.config.dataset
     numbers = LATENT_CHANNELS + settings.masks  # of a position, in fp32
     latents = 4 * numbers * (1 + settings.flip) * sum(
         positions(plan, size) for size in encoded_sizes(plan))
     latents += 4 * LATENT_CHANNELS * sum(positions(plan, size) for size in plan.held_buckets)
     yield Item("cache", "latents of all pictures", latents)
-    if table is not None and not _learning_text(plan, table):
-        texts = len({"", *(p.words for p in pictures)})
-        tokens = (plan.family.max_tokens + 2) * plan.config.dataset.caption_chunks
-        yield Item("cache", "what the captions became", round(
-            texts * tokens * _text_width(plan) * WIDTHS[base_dtype(plan.config, device)]))
+    count, each = texts_kept(plan, device)
+    if count:
+        yield Item("cache", "what the captions became", count * each)
+
+
+def texts_kept(plan: Plan, device: str) -> tuple[int, int]:
+    """(how many captions are encoded once and kept, bytes of each); none where they vary from step
+    to step, or a text encoder learns."""
+    settings = plan.config.dataset
+    if plan.dataset is None or wording.varies(settings) or any(
+            a.layer.part.startswith("text_encoder") for a in plan.assignments):
+        return 0, 0
+    tokens = (plan.family.max_tokens + 2) * settings.caption_chunks
+    return len({"", *(p.words for p in plan.dataset.readable)}), round(
+        tokens * _text_width(plan) * WIDTHS[base_dtype(plan.config, device)])
 
 
 def _text_width(plan: Plan) -> int:
     """Inputs of the layers that read the captions: the widest text encoder's."""
     return max((layer.inp for layer in plan.family.layers
                 if layer.name.endswith("attn2.to_k")), default=0)
-
-
-def _learning_text(plan: Plan, table: Table) -> bool:
-    return any(a.layer.part in table.learning[1:] for a in plan.assignments)
 
 
 def _training(plan: Plan, device: str, table: Table) -> Iterator[Item]:

@@ -59,6 +59,7 @@ FUSED_OR = {"fused", "foreach", "capturable", "differentiable"}
 SETTINGS = ("lr", "weight_decay")  # what the section [optimizer] says itself
 BLOCK = 4096  # smaller tensors bitsandbytes keeps in fp32
 BITS = 4 / 256  # a scale in fp32 for every 256 numbers of 8 bits
+TABLE = 4 * 256  # fp32 numbers that 8 bits stand for
 BNB, MORE = "bitsandbytes", "pytorch-optimizer"
 ROWS = {row.name: row for row in (
     Row("AdamW", "torch.optim:AdamW", 8, note="Two moments in fp32.", lean="AdamW8bit"),
@@ -103,6 +104,13 @@ def state_bytes(name: str, shape: Shape) -> float:
     if row.factored and len(shape) > 1:
         return held + row.factored * 4 * (count / shape[-1] + count / shape[-2])
     return held + (4 * count if row.factored else 0)
+
+
+def table_bytes(name: str, shape: Shape) -> int:
+    """Bytes of the tables by which one tensor's moments of 8 bits are read; the optimiser has one
+    for all, a state saved has them for each."""
+    row = ROWS[name]
+    return round(row.state_bytes) * TABLE if math.prod(shape) >= row.least > 0 else 0
 
 
 def is_matrix(shape: Shape) -> bool:

@@ -25,6 +25,7 @@ from lycoris import (
     relief,
     trainer,
 )
+from lycoris.data import store
 from lycoris.errors import DiskError
 from lycoris.footprint import Table
 from lycoris.settings import Config
@@ -209,6 +210,26 @@ def test_what_a_run_leaves_is_what_was_predicted(settings: Settings, tmp_path: P
     assert foreseen["3 states to resume from"] / 3 == pytest.approx(states[0], rel=0.3)
 
 
+@pytest.mark.parametrize("words", [
+    ("network.text_encoder=false",), ("dataset.validation=0.4", "dataset.flip=true"),
+    ("network.text_encoder=false", "dataset.shuffle_tags=true")])
+def test_the_cache_is_what_was_predicted(words: tuple[str, ...], settings: Settings,
+                                         tmp_path: Path) -> None:
+    made = plan.make(settings(*words, "train.steps=1", "train.validate_every=0"))
+    trainer.run(made, tmp_path / "at", lambda event: None, set)
+    written = store.of(made.config).size().bytes
+    assert disk.cache_bytes(made) == pytest.approx(written, rel=0.25)
+
+
+def test_a_cache_on_another_drive_is_not_in_this_ones_way(
+        settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan.make(settings())
+    assert disk.cache_bytes(made) > 0
+    numbers = iter((1, 2))
+    monkeypatch.setattr(disk, "_device", lambda folder: next(numbers))
+    assert disk.cache_bytes(made) == 0
+
+
 def test_a_run_says_and_keeps_what_it_measured(settings: Settings, table: Table,
                                                tmp_path: Path) -> None:
     made = traced(settings("train.steps=8"), table)
@@ -227,6 +248,11 @@ def test_a_run_says_and_keeps_what_it_measured(settings: Settings, table: Table,
     other = plan.make(dataclasses.replace(made.config, network=dataclasses.replace(
         made.config.network, dim=3)))
     assert machine.time_left(other, name) is None, "another dim may be slower"
+    for words, known in (("network.alpha=1", True), ("optimizer.lr=0.1", True),
+                         ("train.batch_size=1", False), ("dataset.caption_chunks=2", False),
+                         ("dataset.shuffle_tags=true", False), ("train.ema=0.9", False)):
+        changed = plan.make(settings("train.steps=8", words))
+        assert (machine.time_left(changed, name) is not None) is known, words
 
 
 def test_a_broken_file_of_the_machine_is_begun_anew(settings: Settings) -> None:
