@@ -60,9 +60,10 @@ def test_compiled_blocks_take_the_same_steps(settings: Settings,
 def test_what_cannot_compile_says_so(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="does not compile for mps"):
         compiling.check(torch.device("mps"))
-    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="Triton"):
-        compiling.check(torch.device("cuda"))
+    with monkeypatch.context() as bare:
+        bare.setattr(compiling.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(ConfigError, match="Triton"):
+            compiling.check(torch.device("cuda"))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
     run = settings("train.compile=true")
