@@ -239,7 +239,8 @@ def _compared(sides: list[dict[str, Any]]) -> str:
 def share(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
     """The configuration as text."""
     form = asked.form if asked.form in recipes.FORMS else "toml"
-    written = recipes.write(made.config, form)
+    # the prompts as they were given: the plan has captions where there are none
+    written = recipes.write(replace(made.config, sample=workspace.config.sample), form)
     return {"form": form, "text": written.text, "unsaid": list(written.unsaid)}
 
 

@@ -98,6 +98,13 @@ class Form:
             updates[widget] = gr.update(value=to_widget(leaf, knobs.get(run, path)), **fresh)
         return updates
 
+    def change(self, run: Config, values: Mapping[str, Any]) -> dict[gr.components.Component, Any]:
+        """Updates for these settings of a run only: {path: value}."""
+        of = {widget: ".".join(_path(name).split(".")[:2])
+              for name, widget in self.widgets.items()}
+        return {widget: update for widget, update in self.write(knobs.replace(run, values)).items()
+                if of[widget] in values}
+
     @staticmethod
     def _option_default(algo: str, name: str) -> Any:
         return knobs.leaves(algorithms.catalogue()[algo].Options)[name].default

@@ -12,6 +12,9 @@ from lycogui.form import Form
 from lycogui.workspace import Workspace
 from lycoris.contestants import BASE
 from lycoris.errors import ConfigError
+from lycoris.settings import Config
+
+UNDONE = 30  # steps back
 
 
 @dataclass
@@ -22,12 +25,23 @@ class Page:
     form: Form
     tabs: gr.Tabs | None = None
     parts: dict[str, Any] = field(default_factory=dict)
+    before: list[Config] = field(default_factory=list)  # what Undo goes back to, in order
 
     def __getitem__(self, name: str) -> Any:
         return self.parts[name]
 
     def __setitem__(self, name: str, component: Any) -> None:
         self.parts[name] = component
+
+    def keep(self, run: Config) -> None:
+        """These settings are about to be replaced; Undo on the Algorithm tab brings them back."""
+        self.before[:] = [*self.before, run][-UNDONE:]
+
+    def load(self, run: Config) -> dict[Any, Any]:
+        """Updates that show settings from elsewhere as they are, their base's included."""
+        if run.model.base != self.workspace.config.model.base:
+            self.workspace.follow(run.model.base)
+        return self.form.write(run)
 
 
 def on(event: Callable[..., Any], handler: Callable[..., Any], **settings: Any) -> Any:

@@ -35,6 +35,7 @@ def status(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     base: dict[str, Any] = {"name": config.find(run.model.base).name, "label": "", "problem": ""}
     try:
         base["label"] = workspace.base(run).label
+        base["problem"] = str(workspace.base_problem(run) or "")
     except LycorisError as error:
         base["problem"] = str(error)
     active = workspace.jobs.active()
@@ -280,10 +281,9 @@ def _about_cached(file: Path, modified: int) -> str:
 
 def _family(workspace: Workspace) -> Family | None:
     """The base model on screen; None where it cannot be used, which the header says."""
-    try:
-        return workspace.base(workspace.config)
-    except LycorisError:
+    if workspace.base_problem(workspace.config):
         return None
+    return workspace.base(workspace.config)
 
 
 def _tokens(family: Family | None, texts: list[str]) -> Sequence[int | None]:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from lycogui import guard
 from lycogui.jobs import Jobs
-from lycoris import config, contestants, devices, durable, families, hub, plan
+from lycoris import config, contestants, devices, durable, families, following, hub, knobs, plan
 from lycoris.data import folder, gather
 from lycoris.data.folder import Dataset
 from lycoris.errors import DatasetError, LycorisError
@@ -31,6 +31,8 @@ from lycoris.settings import Config, DatasetConfig
 
 T = TypeVar("T")
 COMPARISONS, TOOLS, ADAPTERS, MODELS = "comparisons", "tools", "adapters", "models"
+BASE = "base"
+LOOK_EVERY = 3  # seconds
 SAMPLES = "datasets"  # copies of the samples that were changed, beside the runs
 
 
@@ -40,6 +42,8 @@ class Workspace:
     def __init__(self, settings: Path):
         self.settings = settings
         self.config = self._remembered()
+        # the base whose recommended settings the form was given
+        self.follows = self.kept(BASE).get("follows", self.config.model.base)
         self._lock = threading.RLock()
         self._cache: dict[Any, tuple[Any, Any]] = {}
         self._gathered: tuple[DatasetConfig | None, list[tuple[Path, Dataset]], Dataset | None]
@@ -89,6 +93,11 @@ class Workspace:
         except (FileNotFoundError, ValueError):
             return {}
 
+    def follow(self, base: str) -> None:
+        """The settings on screen are for this base from now on."""
+        self.follows = base
+        self.keep(BASE, {"follows": base})
+
     def _kept(self, name: str) -> Path:
         return self.settings.with_name(f"{name}.json")
 
@@ -113,6 +122,18 @@ class Workspace:
         if config.known_model(run.model.family):
             run = replace(run, model=replace(run.model, family="auto"))
         return self.family(run)
+
+    def base_problem(self, run: Config) -> LycorisError | None:
+        """Why nothing can be trained on the base: its files, or the tokenizer it needs beside them;
+        looked at every few seconds, for both may come."""
+        def look() -> LycorisError | None:
+            try:
+                self.base(run).require_files()
+            except LycorisError as error:
+                return error
+            return None
+
+        return self._cached(("problem", run.model), int(time.monotonic() / LOOK_EVERY), look)
 
     def family(self, run: Config) -> Family:
         """The facts of the model that is planned for, read again only when its files have changed.
@@ -257,8 +278,7 @@ class Workspace:
 
 def at_own_size(run: Config, family: Family) -> Config:
     """The run at the resolution the model was made for: the form's is another model's."""
-    return replace(run, dataset=replace(run.dataset, resolution=family.resolution,
-                                        bucket_step=max(64, family.side_multiple)))
+    return knobs.replace(run, following.size_of(family))
 
 
 def run_id(path: Path) -> str:

@@ -20,6 +20,7 @@ from . import (
     devices,
     distances,
     families,
+    following,
     knobs,
     metadata,
     optimizers,
@@ -123,7 +124,7 @@ def make(run: Config, *, family: Family | None = None, dataset: Dataset | None =
 
     `family` and `dataset` may be given by a caller that has them open already; without
     `need_dataset` a missing folder leaves the plan without pictures, and the family may be known by
-    name alone (an estimate).
+    name alone (an estimate). Where there is no prompt to paint, it has some of the captions.
     """
     check_names(run)
     if family is None:
@@ -134,6 +135,8 @@ def make(run: Config, *, family: Family | None = None, dataset: Dataset | None =
         except LycorisError:
             if need_dataset:
                 raise
+    if dataset is not None:
+        run = following.with_prompts(run, dataset)
     if need_dataset:  # it is to be trained: what is missing is told before anything is loaded
         optimizers.require(run.optimizer.name)
         quantised.require(run.model.dtype)
@@ -358,7 +361,7 @@ def _warnings(plan: Plan) -> list[Warned]:
         found.append(Warned(
             f"model.clip_skip is {run.model.clip_skip}, but which layers of its text encoders "
             f"{plan.family.label} reads is part of the model: it does nothing.", "Set it to 1."))
-    if run.dataset.resolution > 2 * plan.family.resolution:
+    if not 1 / 1.5 <= run.dataset.resolution / plan.family.resolution <= 2:
         found.append(Warned(
             f"The base model was made for {plan.family.resolution} px, dataset.resolution is "
             f"{run.dataset.resolution}.", f"Set it to {plan.family.resolution}."))

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from conftest import TINY_SD
 
+from lycoris import families, original, tensorfile
+
 WIDTHS = [32, 64]
 ATTENTION, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
@@ -34,8 +36,9 @@ KINDS: dict[str, Any] = {
                {"hidden_act": "gelu", "pad_token_id": 0, "projection_dim": 64})])}
 
 
-def make(folder: Path, kind: str, prediction: str = "epsilon", **schedule: Any) -> Path:
-    """A diffusers folder."""
+def make(folder: Path, kind: str, prediction: str = "epsilon", levels: int = 2,
+         **schedule: Any) -> Path:
+    """A diffusers folder; a latent has 2 ** (levels - 1) pixels a side."""
     import diffusers
     import transformers
 
@@ -68,8 +71,9 @@ def make(folder: Path, kind: str, prediction: str = "epsilon", **schedule: Any) 
         cross_attention_dim=sum(width for _, width, _, _ in texts),
         **own).save_pretrained(folder / "unet")
     diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=WIDTHS, layers_per_block=1, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=[32] * (levels - 2) + WIDTHS, layers_per_block=1, latent_channels=4,
         scaling_factor=0.13025 if kind == "sdxl" else 0.18215).save_pretrained(folder / "vae")
     diffusers.DDIMScheduler(prediction_type=prediction, **SCHEDULE,
                             **schedule).save_pretrained(folder / "scheduler")
@@ -83,3 +87,23 @@ def _pad_with_first(folder: Path, tokens: Any) -> None:
     said = json.loads(file.read_text())
     said["pad_token"] = tokens.convert_ids_to_tokens(0)
     file.write_text(json.dumps(said))
+
+
+def write_single(folder: Path, file: Path, *, extra: dict[str, torch.Tensor] | None = None,
+                 without: str = "-", metadata: dict[str, str] | None = None) -> Path:
+    """A diffusers folder as one file."""
+    family = families.open_base(folder)
+    weights = {part: family.source.weights(part) for part in family.stems}
+    kind = "sdxl" if family.name == "sdxl" else (
+        "sd21" if "2.x" in family.label else "sd15")
+    made: dict[str, torch.Tensor] = {}
+    for part, places in original.written(kind, {p: w.entries for p, w in weights.items()}).items():
+        for key, names in original.fused(places).items():
+            made[key] = original.assembled(places, names, weights[part].__getitem__)
+    if kind == "sd21":  # as in the real ones: a last layer that is not read, and a projection
+        made |= {key.replace("resblocks.0", "resblocks.1"): tensor + 1
+                 for key, tensor in made.items() if "resblocks.0." in key}
+        made["cond_stage_model.model.text_projection"] = torch.zeros(4, 4)
+    made["model_ema.decay"] = torch.zeros(())
+    kept = {key: t for key, t in (made | (extra or {})).items() if not key.startswith(without)}
+    return tensorfile.write(file, kept, metadata or {})

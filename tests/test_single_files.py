@@ -10,6 +10,7 @@ import pytest
 import small_models
 import torch
 from conftest import TINY_SD
+from small_models import write_single
 
 from lycoris import config, families, merge, modelfiles, original, plan, tensorfile, trainer
 from lycoris.errors import ModelFileError
@@ -19,26 +20,6 @@ from lycoris.progress import Progress
 
 CPU = torch.device("cpu")
 TEXTS = ["a zorb on grass", ""]
-
-
-def write_single(folder: Path, file: Path, *, extra: dict[str, torch.Tensor] | None = None,
-                 without: str = "-", metadata: dict[str, str] | None = None) -> Path:
-    """A diffusers folder as one file."""
-    family = families.open_base(folder)
-    weights = {part: family.source.weights(part) for part in family.stems}
-    kind = "sdxl" if family.name == "sdxl" else (
-        "sd21" if "2.x" in family.label else "sd15")
-    made: dict[str, torch.Tensor] = {}
-    for part, places in original.written(kind, {p: w.entries for p, w in weights.items()}).items():
-        for key, names in original.fused(places).items():
-            made[key] = original.assembled(places, names, weights[part].__getitem__)
-    if kind == "sd21":  # as in the real ones: a last layer that is not read, and a projection
-        made |= {key.replace("resblocks.0", "resblocks.1"): tensor + 1
-                 for key, tensor in made.items() if "resblocks.0." in key}
-        made["cond_stage_model.model.text_projection"] = torch.zeros(4, 4)
-    made["model_ema.decay"] = torch.zeros(())
-    kept = {key: t for key, t in (made | (extra or {})).items() if not key.startswith(without)}
-    return tensorfile.write(file, kept, metadata or {})
 
 
 @pytest.fixture(scope="module", params=["sd15", "sd21", "sdxl"])

@@ -26,7 +26,6 @@ from lycoris.settings import Config
 KEPT = "algorithm"  # what view is open, and what is set in it
 EVENTS = ("look", "equal", "dim", "apply", "undo", "put", "take", "unset", "read", "measure",
           "halt")
-UNDONE = 30  # steps back
 
 
 def build(page: Page) -> None:
@@ -55,7 +54,6 @@ def connect(page: Page) -> None:
     form, workspace = page.form, page.workspace
     name = form.widgets["output.name"]
     page["shown"] = [page["plan"], page["about"], page["scale"], name, page["train note"]]
-    page["before"] = []  # (what it was called, the settings), the last at the end
 
     def refresh(values: dict[Any, Any]) -> tuple[dict[str, Any], Any, str, Any, str]:
         """Every change of a setting: remember it, and show what it means."""
@@ -142,8 +140,8 @@ def connect_changes(page: Page) -> None:
         def handler(values: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
             run = form.read(values)
             made = make(run, event)
-            page["before"][:] = [*page["before"], run][-UNDONE:]
-            return form.write(made)
+            page.keep(run)
+            return page.load(made)
         return handler
 
     def equal(run: Config, event: gr.EventData) -> Config:
@@ -168,7 +166,7 @@ def connect_changes(page: Page) -> None:
 
     @shown
     def undo() -> Any:
-        return form.write(page["before"].pop()) if page["before"] else gr.skip()
+        return page.load(page.before.pop()) if page.before else gr.skip()
 
     for event, make in ((view.equal, equal), (view.apply, applied), (view.take, take),
                         (view.read, read)):
@@ -181,7 +179,7 @@ def drawn(page: Page, run: Config) -> dict[str, Any]:
     """The plan and the open view as the page draws them."""
     workspace = page.workspace
     shows = costs.card(workspace, workspace.plan(run), Asked.of(workspace.kept(KEPT)))
-    before = page["before"][-1].network if page["before"] else None
+    before = page.before[-1].network if page.before else None
     return {**shows, "undo": before and f"{algorithms.catalogue()[before.algo].label}, "
                                         f"{costs.in_short(before)}"}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -10,11 +12,13 @@ import gradio as gr
 from lycogui import dialogs
 from lycogui.guard import shown, tell
 from lycogui.page import Page, on
-from lycoris import config, knobs
+from lycoris import config, following
 from lycoris.config import LEAVES
 from lycoris.errors import LycorisError
 
 EMBEDDED = LEAVES["model.base"].default
+# Named when they follow the base; the others are counted.
+TOLD = ("dataset.resolution", "train.steps", "train.batch_size", "optimizer.lr")
 
 
 def build(page: Page) -> None:
@@ -54,24 +58,53 @@ def connect(page: Page) -> None:
     @shown
     def recommended(values: dict[Any, Any]) -> dict[Any, Any]:
         run = form.read(values)
-        settings = config.base_settings(run.model.base)
+        settings = following.recommended(run.model)
+        tell(f"Set as {workspace.base(run).called} wants it: {in_words(settings)}.")
+        page.keep(run)
+        return form.change(run, settings)
+
+    def follow(values: dict[Any, Any]) -> Any:
+        """The user has chosen another base: what was as the last one wanted it follows."""
+        try:
+            run, left = form.read(values), workspace.follows
+            if run.model.base == left:
+                return gr.skip()
+            settings = following.moved(run, left)
+        except LycorisError:  # half a path, or a field in error; the panel and the field say so
+            return gr.skip()
+        workspace.follow(run.model.base)
         if not settings:
-            family = workspace.base(run)
-            settings = {"dataset.resolution": family.resolution,
-                        "dataset.bucket_step": family.side_multiple}
-        tell(f"{len(settings)} settings taken from {config.find(run.model.base).name}.")
-        return form.write(knobs.replace(run, {
-            path: knobs.coerce(LEAVES[path], value) for path, value in settings.items()}))
+            return gr.skip()
+        page.keep(replace(run, model=replace(run.model, base=left)))
+        tell(f"{in_words(settings)}: as {workspace.base(run).called} wants it. Your own settings "
+             "stay. Undo is on the Algorithm tab.")
+        return form.change(run, settings)
 
     on(page["header"].base, lambda: gr.update(visible=True), outputs=page["base panel"])
-    on(page["base close"].click, lambda: gr.update(visible=False), outputs=page["base panel"])
-    on(page["base file"].click, choose_file, inputs=base, outputs=base)
-    on(page["base folder"].click, choose_folder, inputs=base, outputs=base)
-    on(page["base embedded"].click, lambda: EMBEDDED, outputs=base)
+    closed = on(page["base close"].click, lambda: gr.update(visible=False),
+                outputs=page["base panel"])
+    chosen = [on(page["base file"].click, choose_file, inputs=base, outputs=base),
+              on(page["base folder"].click, choose_folder, inputs=base, outputs=base),
+              on(page["base embedded"].click, lambda: EMBEDDED, outputs=base)]
+    # Not whenever it changes: settings that are loaded bring their base with them.
+    for event in (base.submit, base.blur, closed.then, *(each.then for each in chosen)):
+        on(event, follow, inputs=form.inputs, outputs=form.inputs, trigger_mode="always_last")
+    page["follow"] = follow
     on(page["base settings"].click, recommended, inputs=form.inputs, outputs=form.inputs)
     for event in (base.change, form.widgets["model.family"].change, page["header"].base):
         on(event, facts, inputs=form.inputs, outputs=page["base facts"],
            trigger_mode="always_last")
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """ "Resolution 512, steps 1500 and 8 more": the ones that matter most first."""
+    told = sorted(settings, key=lambda path: TOLD.index(path) if path in TOLD else len(TOLD))
+    named = [f"{LEAVES[path].label.lower()} {settings[path]:,}" for path in told if path in TOLD]
+    rest = len(settings) - len(named)
+    if not named:
+        return f"{rest} settings"
+    said = ", ".join(named) + (f" and {rest} more" if rest else "")
+    return said[0].upper() + said[1:]
 
 
 def describe(page: Page, values: dict[Any, Any]) -> str:

@@ -105,6 +105,7 @@ def untouched(workspace: Workspace) -> dict[str, Any]:
     sample = workspace.config.sample
     try:
         texts = promptfile.plain(sample).prompts
+        texts = texts or workspace.plan(workspace.config).config.sample.prompts
     except LycorisError:  # the Train tab says what is wrong with it
         texts = sample.prompts
     base, *newest = [value for _, value in choices(workspace)[:3]]

@@ -274,26 +274,26 @@ def connect_results(page: Page) -> None:
     def load(event: gr.EventData) -> dict[Any, Any]:
         run, said = for_form(from_recipe(workspace, event.id))
         tell(said)
-        return form.write(run)
+        return page.load(run)
 
     @shown
     def again(event: gr.EventData) -> dict[Any, Any]:
         run = from_recipe(workspace, event.id)
         name = workspace.enqueue(plan.with_free_name(run))
         tell(f"{name} is in the queue.")
-        return form.write(for_form(run)[0]) | {page.tabs: gr.Tabs(selected="train")}
+        return page.load(for_form(run)[0]) | {page.tabs: gr.Tabs(selected="train")}
 
     @shown
     def load_run(event: gr.EventData) -> dict[Any, Any]:
         run, said = for_form(settings_of(workspace, event.run))
         tell(said)
-        return form.write(run)
+        return page.load(run)
 
     @shown
     def proceed(event: gr.EventData) -> dict[Any, Any]:
         run, said = going_on(workspace, event.adapter)
         tell(said)
-        return form.write(run) | {page.tabs: gr.Tabs(selected="train")}
+        return page.load(run) | {page.tabs: gr.Tabs(selected="train")}
 
     @shown
     def use(event: gr.EventData) -> str:
@@ -306,7 +306,9 @@ def connect_results(page: Page) -> None:
     on(page["monitor"].settings, load_run, outputs=form.inputs)
     for event in (view.proceed, page["monitor"].proceed):
         on(event, proceed, outputs=form.inputs | {page.tabs})
-    on(view.base, use, outputs=form.widgets["model.base"])
+    on(view.base, use, outputs=form.widgets["model.base"]).then(
+        page["follow"], inputs=form.inputs, outputs=form.inputs, show_progress="hidden",
+        api_visibility="private")
 
 
 def given(sources: Mapping[str, Any], values: Mapping[Any, Any]) -> dict[str, Any]:

@@ -13,8 +13,7 @@ class SampleConfig:
     prompts: Annotated[tuple[str, ...], Knob(
         "One prompt a line; (word:1.3) weighs, BREAK begins a new chunk. While training it may end "
         "in settings of its own: --w 512 --h 768 --d 7 (seed) --s 30 (steps) --l 5 (CFG) "
-        "--n negative --ss euler_a.")] = (
-            "a zorb on grass",)
+        "--n negative --ss euler_a. Empty: captions of the first pictures.")] = ()
     prompts_file: Annotated[str, Knob("A file of more prompts for the samples while training: "
                                       ".txt with such lines, or .toml or .json as sd-scripts "
                                       "reads them.", file=True, label="Prompt file")] = ""
