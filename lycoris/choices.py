@@ -65,8 +65,9 @@ def recipe(options: argparse.Namespace, terminal: Terminal, signals: Signals) ->
         return 0
     rows = [(path, config.toml_value("none" if value is None else value))
             for path, value in found.settings.items()]
-    terminal.document(found.data(), table([*rows, *(("not taken", each)
-                                                    for each in found.unknown)]))
+    said = [*(("note", each) for each in found.notes),
+            *(("not taken", each) for each in found.unknown)]
+    terminal.document(found.data(), table([*rows, *said]))
     return 0
 
 

@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import algorithms, knobs, kohya_loss, optimizers, schedules, words
+from . import (
+    algorithms,
+    knobs,
+    kohya_blocks,
+    kohya_course,
+    kohya_data,
+    kohya_loss,
+    optimizers,
+    words,
+)
 from .config import LEAVES
 from .errors import ConfigError
 from .families import preset_names
 from .presetfile import IGNORED, RENAMED, SAME_ALGO
-from .settings import Config
 
 MODULE = "lycoris.kohya"
 # What is taken where nothing is said, by LyCORIS' create_network and sd-scripts' arguments.
@@ -45,19 +52,27 @@ FLAGS = {  # arguments that mean one of our settings as they stand
     "train_batch_size": "train.batch_size", "batch_size_per_device": "train.batch_size",
     "gradient_accumulation_steps": "train.accumulate", "seed": "train.seed",
     "gradient_checkpointing": "train.gradient_checkpointing",
-    "lr_scheduler_power": "optimizer.power", "lr_scheduler_min_lr_ratio": "optimizer.floor",
-    "lr_scheduler_num_cycles": "optimizer.cycles",
+    "lr_scheduler_power": "optimizer.power", "lr_scheduler_num_cycles": "optimizer.cycles",
     "max_grad_norm": "train.clip_norm", "scale_weight_norms": "train.max_norm",
-    "save_every_n_steps": "train.checkpoint_every", "sample_every_n_steps": "sample.every",
-    "caption_dropout_rate": "dataset.caption_dropout", "enable_bucket": "dataset.bucket",
-    "bucket_reso_steps": "dataset.bucket_step",
+    "sample_every_n_steps": "sample.every",
     "clip_skip": "model.clip_skip", "output_name": "output.name",
     "metadata_author": "output.author", "metadata_license": "output.license",
-    "metadata_description": "output.description", **kohya_loss.FLAGS}
-PATHS = ("pretrained_model_name_or_path", "train_data_dir", "output_dir", "logging_dir", "vae",
-         "dataset_config", "reg_data_dir", "network_weights")
+    "metadata_description": "output.description",
+    **kohya_data.FLAGS, **kohya_loss.FLAGS}
+PATHS = (*kohya_data.FOLDERS, kohya_data.REGULARISATION, kohya_data.FILE, "output_dir",
+         "logging_dir")
+# What the trainer takes in a whole run where nothing is said: as we do, and otherwise.
+AS_OURS = (*kohya_data.FLAGS.values(), *kohya_loss.FLAGS.values(), "loss.weighting",
+           "loss.pyramid_iterations", "dataset.masks", "dataset.keep_tags",
+           "dataset.caption_chunks", "dataset.enlarge", "model.clip_skip", "train.max_norm",
+           "train.batch_size", "train.accumulate")
+OTHERWISE = {"optimizer.schedule": "constant", "optimizer.warmup": 0.0, "train.steps": 1600,
+             "dataset.caption_dropout": 0.0, "dataset.bucket": False}
+DATA = ("train_data_dir", "datasets", "dataset_config")  # of which a whole run names one
 PRECISIONS = {"no": "fp32", "float": "fp32"}
 NOTHING = ("", "None", "none")
+# ({path: value}, what was not understood, what is not quite the same here)
+Read = tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]
 DYNAMIC = "Dynamic"  # metadata of files whose layers have dims of their own
 
 
@@ -68,6 +83,7 @@ class Reading:
     settings: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what is taken and is not quite the same
     problems: dict[str, str] = field(default_factory=dict)
 
     def take(self, path: str, value: Any, said: str) -> None:
@@ -82,14 +98,13 @@ class Reading:
         except ValueError as error:
             self.problems[path] = f"{said} {error}"
 
-    def finished(self) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """({path: value}, what was not understood); ConfigError lists the values that mean
-        nothing."""
+    def finished(self) -> Read:
+        """ConfigError lists the values that mean nothing."""
         self._names()
         self._options()
         if self.problems:
             raise ConfigError(self.problems)
-        return self.settings, tuple(self.unknown)
+        return self.settings, tuple(self.unknown), tuple(self.notes)
 
     def _names(self) -> None:
         for path, known in (("network.algo", tuple(algorithms.catalogue())),
@@ -125,8 +140,8 @@ class Reading:
             self.settings["network.options"] = ready
 
 
-def read(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """({path: value}, what was not understood) of the trainer's arguments {name: value}.
+def read(given: Mapping[str, Any]) -> Read:
+    """What the trainer's arguments {name: value} say.
 
     What the trainer takes by itself where a network is named and something is not said, is said
     here. ConfigError lists every value that means nothing.
@@ -137,23 +152,43 @@ def read(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     left = {name: value for name, value in given.items() if name not in differing}
     args = _pairs(left.pop("network_args", ()), found)
     module = left.pop("network_module", None)
+    is_whole = module is not None and any(left.get(name) for name in DATA)
+    left = kohya_data.unfolded(left, found)
     network(module, args, found)
     for reader in READERS.values():
         if any(each in left for each in reader.names):
             reader.read({each: left.pop(each, None) for each in reader.names}, found)
     for name, value in left.items():
-        if name in FLAGS:
-            found.take(FLAGS[name], value, name)
-        elif name in PATHS:
-            found.unknown.append(f"{name}={value}: a path of the machine it was written on.")
-        else:
-            said = name if value is True else f"{name}={value}"
-            found.unknown.append(f"{said}: no setting of ours.")
+        _other(name, value, found)
     if module is not None:
         for path, value in DEFAULTS.items():
             if path not in found.settings and path not in {FLAGS.get(each) for each in differing}:
                 found.settings[path] = value
+    if is_whole:
+        _whole(found, bool(given.get("max_train_epochs")))
+    kohya_blocks.rules(module, {name: args.get(name) for name in kohya_blocks.NAMES}, found)
     return found.finished()
+
+
+def _whole(found: Reading, counts_epochs: bool) -> None:
+    """What a whole run leaves to its trainer."""
+    otherwise = {path: value for path, value in OTHERWISE.items() if path not in found.settings
+                 and not (path == "train.steps" and counts_epochs)}
+    own = {path: LEAVES[path].default for path in AS_OURS if path not in found.settings}
+    found.settings |= own | otherwise
+    if otherwise:
+        found.notes.append(f"Not said, so as that trainer takes it: {', '.join(otherwise)}.")
+
+
+def _other(name: str, value: Any, found: Reading) -> None:
+    """An argument that stands alone."""
+    said = name if value is True else f"{name}={value}"
+    if name in FLAGS:
+        found.take(FLAGS[name], value, name)
+    elif name in PATHS:
+        found.unknown.append(f"{said}: a path of the machine it was written on.")
+    elif not kohya_data.is_off(name, value):
+        found.unknown.append(f"{said}: {kohya_data.WHY.get(name, 'no setting of ours')}.")
 
 
 def network(module: str | None, args: Mapping[str, Any], found: Reading) -> None:
@@ -166,8 +201,11 @@ def network(module: str | None, args: Mapping[str, Any], found: Reading) -> None
         found.unknown.append(f"network_module={module}: only {MODULE} and "
                              f"{', '.join(NETWORKS)} mean something here.")
     if module in NETWORKS:
-        conv = str(args.get("conv_dim", "0")) not in (*NOTHING, "0")
-        args = {"algo": NETWORKS[module], "preset": "full" if conv else "attn-mlp", **args}
+        conv = str(args.get("conv_dim", "0")) not in (*NOTHING, "0") or "conv_block_dims" in args
+        args = {"algo": NETWORKS[module], "preset": "full" if conv else "attn-mlp",
+                **({"conv_dim": 0, "conv_alpha": 1} if conv else {}), **args}
+        if conv and args["preset"] == "full":
+            found.settings["network.rules"] = kohya_blocks.BEYOND
     if str(args.get("dora_wd", "")).lower() == "true" and "wd_on_output" not in args:
         found.unknown.append("wd_on_output is not said, and its default differs between versions "
                              "of LyCORIS.")
@@ -178,7 +216,7 @@ def network(module: str | None, args: Mapping[str, Any], found: Reading) -> None
             found.take(ARGS[name], value, name)
         elif name in IGNORED:
             found.unknown.append(f"{name}={value}: not needed, {IGNORED[name]}.")
-        else:
+        elif name not in kohya_blocks.NAMES:
             found.options[name] = value
 
 
@@ -227,6 +265,8 @@ def _optimizer(said: Mapping[str, Any], found: Reading) -> None:
     row = next((row for row in optimizers.ROWS if row.lower() == name.lower()), None)
     if row:
         found.settings["optimizer.name"] = row
+        if row in UNDECAYED:
+            found.settings["optimizer.weight_decay"] = 0.0
     elif name not in NOTHING:
         found.unknown.append(f"optimizer_type={name}: known are {', '.join(optimizers.ROWS)}.")
     inside = re.split(r",(?![^(]*\))", inner.removesuffix(")"))
@@ -235,6 +275,8 @@ def _optimizer(said: Mapping[str, Any], found: Reading) -> None:
     for key, value in _pairs(given, found).items():
         if key == "weight_decay":
             found.take("optimizer.weight_decay", value, key)
+        elif row and str(optimizers.ROWS[row].given.get(key)) == str(value):
+            continue  # as ours is made anyway
         elif key in NOT_NEEDED.get(row or "", ()):
             found.unknown.append(f"{key}={value}: not needed.")
         else:
@@ -249,45 +291,15 @@ SAME_OPTIMIZER = {"adamwschedulefree": "ScheduleFreeAdamW", "pagedadamw": "Paged
 SAME_ARGUMENT = {"Prodigy": {"decouple": "weight_decouple",
                              "use_bias_correction": "bias_correction"}}
 NOT_NEEDED = {"Prodigy": ("slice_p", "fsdp_in_use"), "Adafactor": ("warmup_init",)}
-SAME_SCHEDULE = {"warmup_stable_decay": "wsd", "cosine_with_min_lr": "cosine"}
-
-
-def _schedule(said: Mapping[str, Any], found: Reading) -> None:
-    name = str(said["lr_scheduler"] or "")
-    plain = name.removesuffix("_with_warmup").lower()
-    plain = SAME_SCHEDULE.get(plain, plain)
-    if plain in schedules.SCHEDULES:
-        found.settings["optimizer.schedule"] = plain
-    elif name not in NOTHING:
-        found.unknown.append(f"lr_scheduler={name}: known are {', '.join(schedules.SCHEDULES)}.")
-    warmup = words.number(said["lr_warmup_steps"])
-    steps = words.number(found.settings.get("train.steps", said["max_train_steps"]))
-    if said["max_train_steps"] is not None:
-        found.take("train.steps", said["max_train_steps"], "max_train_steps")
-    if warmup is None:
-        return
-    if warmup >= 1 and not steps:
-        found.unknown.append(f"lr_warmup_steps={warmup:g}: a share of the steps here, and how many "
-                             "there are is not said.")
-    else:
-        share = warmup if warmup < 1 else min(0.9, warmup / (steps or 1))
-        found.take("optimizer.warmup", share, "lr_warmup_steps")
+# What have no weight decay where none is said; ours is that of the others.
+UNDECAYED = ("Lion", "Lion8bit", "Adafactor", "CAME", "Prodigy", "ADOPT", "ScheduleFreeAdamW",
+             "ScheduleFreeRAdam")
 
 
 def _precision(said: Mapping[str, Any], found: Reading) -> None:
     for name, path in (("mixed_precision", "train.precision"), ("save_precision", "output.dtype")):
         if (value := said[name]) is not None:
             found.take(path, PRECISIONS.get(str(value), value), name)
-
-
-def _resolution(said: Mapping[str, Any], found: Reading) -> None:
-    text = str(said["resolution"]).strip("()[] ").replace("x", ",")
-    sides = {side.strip() for side in text.split(",") if side.strip()}
-    if len(sides) == 1:
-        found.take("dataset.resolution", sides.pop(), "resolution")
-    else:
-        found.unknown.append(f"resolution={said['resolution']}: one side of a square is known "
-                             "here.")
 
 
 def _parts(said: Mapping[str, Any], found: Reading) -> None:
@@ -300,12 +312,12 @@ def _parts(said: Mapping[str, Any], found: Reading) -> None:
 READERS = {reader.names[0]: reader for reader in (
     Reader(("learning_rate", "unet_lr", "text_encoder_lr"), _rates),
     Reader(("optimizer_type", "optimizer_args", "use_8bit_adam"), _optimizer),
-    Reader(("lr_scheduler", "lr_warmup_steps", "max_train_steps"), _schedule),
+    *(Reader(names, read) for names, read in kohya_course.READERS.items()),
     Reader(("mixed_precision", "save_precision"), _precision),
-    Reader(("resolution",), _resolution),
     Reader(("network_train_unet_only", "network_train_text_encoder_only"), _parts),
+    *(Reader(names, read) for names, read in kohya_data.READERS.items()),
     *(Reader(names, read) for names, read in kohya_loss.READERS.items()))}
-KNOWN = {"network_module", "network_args", *FLAGS, *PATHS,
+KNOWN = {"network_module", "network_args", "datasets", *FLAGS, *PATHS,
          *(name for reader in READERS.values() for name in reader.names)}
 
 
@@ -330,53 +342,8 @@ def from_metadata(found: Mapping[str, str]) -> dict[str, Any]:
     return given
 
 
-def write(run: Config) -> tuple[str, tuple[str, ...]]:
-    """(the trainer's network arguments, what they cannot say); ConfigError for an algorithm that
-    only we have."""
-    network = run.network
-    if network.algo not in REFERENCE:
-        raise ConfigError({"network.algo": f"kohya's trainers have no {network.algo}; they have "
-                                           f"{', '.join(REFERENCE)}"})
-    args = {"algo": network.algo, "preset": network.preset}
-    for name, path in ARGS.items():
-        value = knobs.get(run, path)
-        if name not in args and value != LEAVES[path].default:
-            args[name] = value
-    if network.dora_wd:
-        args["wd_on_output"] = network.wd_on_output
-    known = {name: value for name, value in network.options.items()
-             if name in REFERENCE[network.algo]}
-    text = ["--network_module", MODULE, "--network_dim", str(network.dim), "--network_alpha",
-            _plain(network.alpha)]
-    if not network.text_encoder:
-        text.append("--network_train_unet_only")
-    text += ["--network_args",
-             *(f"{name}={_plain(value)}" for name, value in (args | known).items())]
-    unsaid = [f"network.options.{name}" for name in network.options if name not in known]
-    unsaid += [path for path in LEAVES if path.startswith("network.")
-               and path not in (*ARGS.values(), *SAID) and knobs.get(run, path)
-               != LEAVES[path].default]
-    return shlex.join(text), tuple(unsaid)
-
-
-SAID = ("network.dim", "network.alpha", "network.text_encoder", "network.options")
-TUCKER = ("use_tucker",)
-OFT = ("constraint", "rescaled")
-# The reference package's algorithms, and which of our options it takes as network_args.
-REFERENCE: Mapping[str, tuple[str, ...]] = {
-    "lora": TUCKER, "loha": TUCKER, "full": (), "ia3": (), "glora": (), "tlora": (),
-    "lokr": (*TUCKER, "factor", "full_matrix", "decompose_both", "unbalanced_factorization"),
-    "dylora": ("block_size",), "diag-oft": OFT, "boft": OFT}
-
-
 def _pairs(given: Any, found: Reading) -> dict[str, Any]:
     """{name: value} of `name=value` texts, of one text that holds several, or of a mapping."""
     pairs, others = words.pairs(given)
     found.unknown += [f"{word}: no name=value." for word in others]
     return pairs
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, float) and value == int(value):
-        return str(int(value))
-    return str(value)

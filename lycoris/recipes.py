@@ -8,11 +8,22 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import algorithms, config, knobs, kohya, metadata, plan, provenance, tensorfile, words
+from . import (
+    algorithms,
+    config,
+    knobs,
+    kohya,
+    kohya_file,
+    metadata,
+    plan,
+    provenance,
+    tensorfile,
+    words,
+)
 from .config import LEAVES
 from .errors import AdapterError, ConfigError
 from .settings import Config
@@ -23,18 +34,19 @@ OUR_WORDS = ("python", "-m", "lycoris", "train", "estimate", "advise", "sample",
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings that were read: {path: value}; `unknown` are sentences on what was not understood.
-    """
+    """Settings that were read: {path: value}; `unknown` are sentences on what was not understood,
+    `notes` on what is not quite the same here."""
 
     source: str
     settings: Mapping[str, Any]
     unknown: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
         count = len(self.settings)
         said = f"{count} setting{'s' * (count != 1)} from {self.source}."
-        return " ".join([said, *(f"Not taken: {each}" for each in self.unknown)])
+        return " ".join([said, *self.notes, *(f"Not taken: {each}" for each in self.unknown)])
 
     def applied(self, run: Config) -> Config:
         """The run with these settings; what belongs to another algorithm than theirs goes."""
@@ -53,7 +65,7 @@ class Recipe:
 
     def data(self) -> dict[str, Any]:
         return {"source": self.source, "settings": dict(self.settings),
-                "unknown": list(self.unknown)}
+                "unknown": list(self.unknown), "notes": list(self.notes)}
 
 
 @dataclass(frozen=True)
@@ -113,7 +125,7 @@ def _command(run: Config) -> Shared:
 
 FORMS: Mapping[str, Callable[[Config], Shared]] = {
     "toml": _short, "whole": lambda run: Shared(config.dump(run)), "command": _command,
-    "kohya": lambda run: Shared(*kohya.write(run))}
+    "kohya": lambda run: Shared(*kohya_file.write(run))}
 
 
 def read(text: str) -> Recipe:
@@ -221,7 +233,7 @@ def _of_words(text: str) -> Recipe | None:
     if len(other) > PROSE + len(pairs):
         return None
     listed = (f"{', '.join(other)}: no settings.",) if other else ()
-    return Recipe(recipe.source, recipe.settings, (*recipe.unknown, *listed))
+    return replace(recipe, unknown=(*recipe.unknown, *listed))
 
 
 def _ours(flat: Mapping[str, Any], source: str) -> Recipe:

@@ -560,11 +560,11 @@ def test_kohyas_words_for_the_loss() -> None:
         timestep_min=100, timestep_max=900, noise_offset=0.05, noise_offset_random=True,
         adaptive_offset=0.01, pyramid_iterations=8, pyramid_discount=0.4, input_perturbation=0.1,
         unmasked_weight=0.0, prior_weight=0.5)
-    settings, _ = kohya.read({"debiased_estimation_loss": True, "noise_offset_type": "Original",
-                              "multires_noise_iterations": 6, "huber_schedule": "exponential"})
+    settings, *_ = kohya.read({"debiased_estimation_loss": True, "noise_offset_type": "Original",
+                               "multires_noise_iterations": 6, "huber_schedule": "exponential"})
     assert settings["loss.weighting"] == "debiased" and settings["loss.pyramid_iterations"] == 0
     assert settings["loss.huber_schedule"] == "exponential"
-    _, unknown = kohya.read({"zero_terminal_snr": True, "loss_type": "wavelet"})
+    _, unknown, _ = kohya.read({"zero_terminal_snr": True, "loss_type": "wavelet"})
     assert "model.zero_snr to on" in " ".join(unknown) and "loss_type=wavelet" in " ".join(unknown)
 
 
@@ -575,6 +575,6 @@ def test_kohyas_words_for_the_loss() -> None:
                              pyramid_discount=0.5, input_perturbation=0.05, prior_weight=0.7),
     LossConfig(weighting="debiased", distance="l1")], ids=["plain", "much", "debiased"])
 def test_metadata_say_the_loss_as_kohya_reads_it(loss: LossConfig) -> None:
-    settings, unknown = kohya.read(kohya.from_metadata(said(loss)))
+    settings, unknown, _ = kohya.read(kohya.from_metadata(said(loss)))
     assert not unknown
     assert knobs.replace(Config(), settings).loss == loss

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY_SD
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lycoris import algorithms, config, families, knobs, kohya, plan, recipes, tensorfile
+from lycoris import (
+    algorithms,
+    assignments,
+    config,
+    families,
+    knobs,
+    kohya_file,
+    optimizers,
+    plan,
+    recipes,
+    schedules,
+    tensorfile,
+)
 from lycoris.config import LEAVES
 from lycoris.errors import AdapterError, ConfigError, RunError
 from lycoris.metadata import describe
@@ -84,22 +98,78 @@ def test_what_is_written_can_be_run(run: Config) -> None:
     assert config.settings(words[4:]) == run
 
 
-@given(runs())
-@settings(max_examples=150, deadline=None)
-def test_kohyas_words_round_trip(run: Config) -> None:
-    if run.network.algo not in kohya.REFERENCE:
+KOHYAS = {  # what both have, beside the network
+    "dataset.repeats": st.integers(1, 9), "dataset.resolution": st.sampled_from((64, 512, 1024)),
+    "dataset.bucket": st.booleans(), "dataset.bucket_step": st.sampled_from((8, 64)),
+    "dataset.enlarge": st.booleans(), "dataset.flip": st.booleans(),
+    "dataset.random_crop": st.booleans(), "dataset.caption_dropout": st.sampled_from((0.0, 0.1)),
+    "dataset.caption_chunks": st.integers(1, 3), "dataset.caption_prefix": st.just("photo of"),
+    "dataset.shuffle_tags": st.booleans(), "dataset.keep_tags": st.integers(0, 5),
+    "dataset.keep_separator": st.sampled_from(("", "|||")), "dataset.masks": st.booleans(),
+    "dataset.tag_dropout": st.sampled_from((0.0, 0.2)), "dataset.wildcards": st.booleans(),
+    "dataset.validation": st.sampled_from((0.0, 0.1)), "model.clip_skip": st.integers(1, 2),
+    "train.batch_size": st.integers(1, 8), "train.accumulate": st.integers(1, 8),
+    "train.clip_norm": st.sampled_from((0.0, 1.0)), "train.max_norm": st.sampled_from((0.0, 1.0)),
+    "train.precision": st.sampled_from(("auto", "fp32", "bf16")),
+    "train.checkpoint_every": st.integers(1, 500), "train.keep_checkpoints": st.integers(1, 5),
+    "train.gradient_checkpointing": st.booleans(), "train.seed": st.integers(0, 2**31),
+    "loss.weighting": st.sampled_from(("none", "min-snr", "debiased", "p2")),
+    "loss.distance": st.sampled_from(("l2", "l1", "huber", "smooth-l1")),
+    "loss.huber_schedule": st.sampled_from(("constant", "snr")),
+    "loss.noise_offset": st.sampled_from((0.0, 0.05)), "loss.pyramid_iterations":
+    st.sampled_from((0, 6)), "loss.prior_weight": st.sampled_from((1.0, 0.5)),
+    "loss.unmasked_weight": st.sampled_from((0.0, 0.1)),
+    "optimizer.name": st.sampled_from(tuple(optimizers.ROWS)),
+    "optimizer.weight_decay": st.sampled_from((0.0, 0.1)),
+    "optimizer.schedule": st.sampled_from(tuple(schedules.SCHEDULES)),
+    "optimizer.warmup": st.sampled_from((0.0, 0.1)), "optimizer.floor": st.sampled_from((0.0, 0.1)),
+    "optimizer.cycles": st.integers(1, 4), "optimizer.power": st.sampled_from((1.0, 2.0)),
+    "optimizer.decay": st.sampled_from((0.25, 1.0)), "output.dtype": st.sampled_from(
+        ("fp16", "bf16", "fp32")), "output.author": st.just("somebody"),
+    "sample.sampler": st.sampled_from(("Euler a", "DPM++ 2M")), "sample.every": st.integers(1, 9)}
+# What has a say only where something else is so.
+ONLY_WITH = {"optimizer.cycles": ("optimizer.schedule", "cosine_with_restarts"),
+             "optimizer.power": ("optimizer.schedule", "polynomial"),
+             "optimizer.decay": ("optimizer.schedule", "wsd"),
+             "loss.unmasked_weight": ("dataset.masks", True),
+             "network.wd_on_output": ("network.dora_wd", True)}
+
+
+@given(run=runs(), more=st.fixed_dictionaries(KOHYAS), several=st.booleans())
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def test_kohyas_words_round_trip(run: Config, more: dict[str, object], several: bool,
+                                 tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Everything that both have comes back, and everything else was named."""
+    if run.network.algo not in kohya_file.REFERENCE:
         with pytest.raises(ConfigError, match="have no svdiff"):
             recipes.write(run, "kohya")
         return
+    here = tmp_path_factory.getbasetemp()
+    folders = [here / name for name in ("cats", "dogs", "masks", "zoo")]
+    for path in folders:
+        path.mkdir(exist_ok=True)
+    cats, dogs, masks, zoo = map(str, folders)
+    run = knobs.replace(run, {**more, "dataset.folder": cats, "dataset.more": (
+        {"folder": dogs, "repeats": 2, "caption": "a dog"},
+        {"folder": zoo, "regularisation": True}) * several,
+        "dataset.balance": several, "dataset.mask_folder": masks * bool(more["dataset.masks"])})
     shared = recipes.write(run, "kohya")
+    tomllib.loads(shared.text)
     found = recipes.read(shared.text)
-    assert not found.unknown
+    assert all(each.startswith("output_dir=") for each in found.unknown), found.unknown
     back = found.applied(config.Config())
+    limited = run.loss.distance in ("huber", "smooth-l1")
     for path in LEAVES:
-        if path.startswith("network.") and path not in ("network.options", *shared.unsaid):
-            said = knobs.get(run, path)
-            assert knobs.get(back, path) == said or (
-                path == "network.wd_on_output" and not run.network.dora_wd), path
+        other, value = ONLY_WITH.get(path, ("train.steps", run.train.steps))
+        if (path in shared.unsaid or path in ("network.options", "model.base", "output.folder")
+                or knobs.get(run, other) != value
+                or (path.startswith("loss.huber") and not limited)
+                or (path == "optimizer.floor" and run.optimizer.schedule == "constant")
+                or (path == "optimizer.text_encoder_lr" and not run.network.text_encoder)):
+            continue
+        said = knobs.get(run, path)
+        same = None if path == "optimizer.text_encoder_lr" and said == run.optimizer.lr else said
+        assert knobs.get(back, path) == same, path
     for name, value in run.network.options.items():
         if f"network.options.{name}" not in shared.unsaid:
             assert back.network.options[name] == value
@@ -261,13 +331,14 @@ def test_kohyas_optimisers_and_courses() -> None:
     assert found.settings == {
         "optimizer.lr": 1, "optimizer.name": "Prodigy", "optimizer.schedule":
         "cosine_with_restarts", "optimizer.cycles": 3, "optimizer.args": {
-            "weight_decouple": True, "bias_correction": True, "d_coef": 2}} and not found.unknown
+            "weight_decouple": True, "bias_correction": True, "d_coef": 2},
+        "optimizer.weight_decay": 0.0} and not found.unknown
     found = recipes.read("--optimizer_type=AdamWScheduleFree --lr_scheduler=polynomial "
                          "--lr_scheduler_power=2 --unet_lr=1e-4 --text_encoder_lr 5e-5 1e-5")
     assert found.settings == {
         "optimizer.name": "ScheduleFreeAdamW", "optimizer.schedule": "polynomial",
         "optimizer.power": 2, "optimizer.lr": 1e-4, "optimizer.text_encoder_lr": 5e-5,
-        "optimizer.text_encoder_2_lr": 1e-5}
+        "optimizer.text_encoder_2_lr": 1e-5, "optimizer.weight_decay": 0.0}
     for name in ("PagedAdamW8bit", "Lion", "Lion8bit", "AdaFactor", "CAME", "adafactor"):
         said = recipes.read(f"--optimizer_type={name} --lr_scheduler=warmup_stable_decay")
         assert said.settings["optimizer.name"].lower() == name.lower()
@@ -304,3 +375,161 @@ def test_kohyas_ratios_of_lora_plus() -> None:
         found = recipes.read(f"--network_module=lycoris.kohya --network_args {said}")
         assert found.settings["optimizer.plus_ratio"] == unet, said
         assert found.settings.get("optimizer.text_encoder_plus_ratio") == text, said
+
+
+WHOLE = """
+pretrained_model_name_or_path = "stabilityai/stable-diffusion-xl-base-1.0"
+network_module = "networks.lora"
+network_dim = 8
+network_args = ["conv_dim=4"]
+unet_lr = 1e-4
+network_train_unet_only = true
+max_train_epochs = 10
+max_train_steps = 1600
+save_every_n_epochs = 1
+save_every_n_steps = 100
+save_last_n_steps = 200
+sample_sampler = "euler_a"
+lr_scheduler = "constant"
+lr_warmup_steps = 100
+optimizer_type = "Lion"
+max_token_length = 225
+min_snr_gamma = 5
+color_aug = true
+weighted_captions = false
+cache_latents = true
+[general]
+shuffle_caption = true
+keep_tokens = 2
+keep_tokens_separator = "|||"
+enable_bucket = true
+caption_tag_dropout_rate = 0.1
+caption_prefix = "photo,"
+[[datasets]]
+resolution = [512, 768]
+batch_size = 3
+min_bucket_reso = 320
+bucket_no_upscale = true
+  [[datasets.subsets]]
+  image_dir = "CATS"
+  num_repeats = 10
+  class_tokens = "a cat"
+  flip_aug = true
+  [[datasets.subsets]]
+  image_dir = "DOGS"
+  [[datasets.subsets]]
+  image_dir = "REGS"
+  is_reg = true
+  num_repeats = 2
+  [[datasets.subsets]]
+  image_dir = "GONE"
+"""
+
+
+@pytest.fixture()
+def folders(tmp_path: Path) -> dict[str, str]:
+    found = {name: str(tmp_path / name.lower()) for name in ("CATS", "DOGS", "REGS", "GONE")}
+    for name in ("CATS", "DOGS", "REGS"):
+        Path(found[name]).mkdir()
+    return found
+
+
+def test_a_whole_recipe_of_kohyas(folders: dict[str, str]) -> None:
+    text = WHOLE
+    for name, path in folders.items():
+        text = text.replace(f'"{name}"', json.dumps(path))
+    found = recipes.read(text)
+    expected = {
+        "model.base": "stabilityai/stable-diffusion-xl-base-1.0", "network.preset": "full",
+        "network.conv_dim": 4, "network.conv_alpha": 1.0, "network.alpha": 1.0,
+        "network.text_encoder": False, "train.checkpoint_every": 100,
+        "train.keep_checkpoints": 3, "sample.sampler": "Euler a",
+        "optimizer.schedule": "constant", "optimizer.warmup": 0.0, "optimizer.name": "Lion",
+        "optimizer.weight_decay": 0.0, "dataset.caption_chunks": 3, "loss.weighting": "min-snr",
+        "dataset.shuffle_tags": True, "dataset.keep_tags": 2, "dataset.keep_separator": "|||",
+        "dataset.tag_dropout": 0.1, "dataset.caption_prefix": "photo,", "dataset.bucket": True,
+        "dataset.resolution": 624, "dataset.enlarge": False, "train.batch_size": 3,
+        "dataset.caption_dropout": 0.0, "dataset.folder": folders["DOGS"], "dataset.repeats": 1,
+        "dataset.balance": True, "dataset.flip": False, "dataset.more": (
+            {"folder": folders["CATS"], "repeats": 10, "caption": "a cat"},
+            {"folder": folders["REGS"], "repeats": 2, "regularisation": True})}
+    assert {path: found.settings.get(path) for path in expected} == expected
+    assert "train.steps" not in found.settings, "epochs overrule them"
+    said = " ".join(found.unknown)
+    for name in ("max_train_epochs=10", "max_train_steps=1600", "save_every_n_epochs=1",
+                 "color_aug", "cache_latents", "flip_aug differs", "image_dir=" + folders["GONE"]):
+        assert name in said, name
+    assert len(found.unknown) == 7, found.unknown
+    notes = " ".join(found.notes)
+    for name in ("lr_warmup_steps=100", "keep_tokens", "area of 624", "dataset.caption_dropout"):
+        assert name in notes and name in found.text, name
+    assert found.whole().dataset.more == expected["dataset.more"]
+
+
+def test_a_dataset_config_beside_a_command(folders: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "data.toml"
+    file.write_text("[[datasets]]\nresolution = 768\n[[datasets.subsets]]\n"
+                    f"image_dir = {json.dumps(folders['CATS'])}\nalpha_mask = true\n", "utf-8")
+    found = recipes.read(f"--network_module=lycoris.kohya --dataset_config {shlex.quote(str(file))}"
+                         f" --reg_data_dir {shlex.quote(folders['REGS'])} --max_token_length=100")
+    run = found.applied(config.Config())
+    assert (run.dataset.folder, run.dataset.resolution, run.dataset.masks) == (
+        folders["CATS"], 768, True)
+    assert run.dataset.more == ({"folder": folders["REGS"], "regularisation": True},)
+    assert (run.optimizer.schedule, run.train.steps) == ("constant", 1600), "as it takes them"
+    assert len(found.unknown) == 1 and "max_token_length=100" in found.unknown[0]
+
+
+def test_kohyas_folders_are_written_one_by_one(tmp_path: Path) -> None:
+    for name in ("10_cat", "3_dog"):
+        (tmp_path / name).mkdir()
+    found = recipes.read(recipes.write(config.load(None, [f"dataset.folder={tmp_path}"]),
+                                       "kohya").text)
+    first, second = str(tmp_path / "10_cat"), str(tmp_path / "3_dog")
+    assert [found.settings[f"dataset.{name}"] for name in ("folder", "repeats", "more")] == [
+        second, 3, ({"folder": first, "repeats": 10, "caption": "cat"},)] or [
+        found.settings[f"dataset.{name}"] for name in ("folder", "repeats", "more")] == [
+        first, 10, ({"folder": second, "repeats": 3, "caption": "dog"},)]
+
+
+def _blocks(text: str) -> recipes.Recipe:
+    return recipes.read(f"--network_module=networks.lora --network_dim=8 --network_alpha=4 "
+                        f"--unet_lr=1e-3 --network_args {text}")
+
+
+def test_rates_by_blocks_are_rules() -> None:
+    """Which layers theirs are was read off the names: input_blocks_4_1 is down_blocks.1's first."""
+    found = _blocks('"down_lr_weight=1,1,1,1,.5,1,1,1,1,1,1,1" "mid_lr_weight=0"')
+    assert found.settings["network.rules"] == (
+        {"match": "unet.down_blocks.1.attentions.0.*", "dim": 8, "alpha": 4.0, "lr": 5e-4},
+        {"match": "unet.mid_block.attentions.0.*", "exclude": True}) and not found.unknown
+    found = _blocks('"up_lr_weight=1,1,1,1,1,.5,1,1,1"')
+    assert [rule["match"] for rule in found.settings["network.rules"]] == [
+        "unet.up_blocks.1.attentions.2.*"], "nine are SDXL's"
+    for text in ('"down_lr_weight=sine+.25"', '"block_dims=1,2,3"', '"mid_lr_weight=x"'):
+        found = _blocks(text)
+        assert "network.rules" not in found.settings and len(found.unknown) == 1, text
+    said = recipes.read("--network_module=lycoris.kohya --network_args algo=loha mid_lr_weight=0")
+    assert "only networks.lora" in said.unknown[0]
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_sizes_by_blocks_are_rules(conv: bool) -> None:
+    """Every layer gets the dim and alpha of its block, by its number in the original UNet."""
+    dims = [0, *range(1, 25)]
+    dims[5] = 0
+    found = _blocks(f'"block_dims={",".join(map(str, dims))}"' + (
+        ' "conv_dim=3" "conv_alpha=2"' if conv else ""))
+    run = found.whole()
+    run = knobs.replace(run, {"model.family": "sd15", "network.text_encoder": False})
+    layers = assignments.assign_family(families.open_chosen(run.model), run.network)
+    assert not found.unknown
+    for each in layers:
+        way, number, kind, place = re.match(
+            r"(\w+?)_block[s]?\.?(\d)?\.(\w+)\.(\d)", each.layer.name).groups()
+        at = {"down": 1, "mid": 12, "up": 13}[way] + 3 * int(number or 0) * (way != "mid") + (
+            2 if "samplers" in kind else int(place) * (way != "mid"))
+        expected = (3, 2.0) if each.layer.is_spatial else (dims[at], 4.0)
+        assert (each.algorithm.dim, each.algorithm.alpha) == expected, each.layer.name
+        assert at != 5 or each.layer.is_spatial
+    assert {each.layer.is_spatial for each in layers} == ({False, True} if conv else {False})

@@ -163,6 +163,19 @@ def scan(folder: Path) -> Dataset:
                    tuple(unread))
 
 
+def numbered(folder: Path) -> list[tuple[Path, int, str]]:
+    """[(folder, how often, name)] of the folders 10_name that a folder without pictures of its own
+    holds; empty where it cannot be read."""
+    try:
+        names, folders = _listed(folder)
+    except DatasetError:
+        return []
+    if any(Path(name).suffix.lower() in EXTENSIONS for name in names):
+        return []
+    return [(folder / name, int(found[1]), found[2]) for name in folders
+            if (found := REPEATED.fullmatch(name))]
+
+
 def _listed(folder: Path) -> tuple[list[str], list[str]]:
     """The names of a folder's pictures, of those too that are not read, and of its folders."""
     try:
