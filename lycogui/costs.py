@@ -189,9 +189,16 @@ def presets(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
         found |= {"text": one.text, "values": {path: new for path, (_, new) in changed.items()},
                   "for": {"title": known.find(one.family).label, "memory": one.memory,
                           "peak": memory.predict(after, "cuda").peak},
-                  "changes": [[LEAVES[path].label, _said_of(path, old), _said_of(path, new)]
+                  "changes": [[_called(path), _said_of(path, old), _said_of(path, new)]
                               for path, (old, new) in changed.items()]}
     return found
+
+
+def _called(path: str) -> str:
+    """A setting's label, with its section where another has the same: Steps (train)."""
+    label, section = LEAVES[path].label, path.partition(".")[0]
+    shared = sum(leaf.label == label for leaf in LEAVES.values()) > 1
+    return f"{label} ({section})" if shared else label
 
 
 def _said_of(path: str, value: Any) -> str:

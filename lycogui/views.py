@@ -63,10 +63,10 @@ def gallery(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
             if count is not None and limit is not None and count > limit]
     if long:
         problems[f"longer than {limit} tokens"] = long
-    flags: dict[str, list[str]] = {}
+    flags: dict[Path, list[str]] = {}
     for kind, pictures in problems.items():
         for picture in pictures:
-            flags.setdefault(picture.name, []).append(kind)
+            flags.setdefault(picture.path, []).append(kind)
     return {
         **found, "limit": limit,
         "captioned": sum(bool((p.caption or "").strip()) for p in dataset.pictures),
@@ -74,7 +74,7 @@ def gallery(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
         "items": [{
             "name": p.name, "folder": str(p.path.parent), "caption": p.caption or "",
             "tokens": count, "size": p.size,
-            "problem": p.problem or p.caption_problem, "flags": flags.get(p.name, []),
+            "problem": p.problem or p.caption_problem, "flags": flags.get(p.path, []),
             "thumb": _picture_url(p, "thumb"), "large": _picture_url(p, "large"),
         } for p, count in zip(dataset.pictures, counts, strict=True)],
     }

@@ -58,6 +58,7 @@ def check(run: Config, takers: Sequence[Contestant]) -> Family:
     return family
 
 
+@devices.released
 def run(run: Config, takers: Sequence[Contestant], where: Path,
         emit: Callable[[events.Event], None], asked: Callable[[], set[str]]) -> Result:
     """Paint every (prompt, seed) with every contestant into `where`/pictures and `where`/grid.png.

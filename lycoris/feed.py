@@ -6,8 +6,9 @@ resume and for every adapter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -85,7 +86,7 @@ class Feed:
         self.latents = found[:count]
         self.held_latents, self.mirrored = found[count:both], found[both:]
         self.captions = [p.words for p in self.pictures]
-        self.names = [p.name for p in self.pictures]
+        self.names = _names(p.path for p in self.pictures)
         train = self.settings.train
         self.batches = Batches(plan.buckets, train.batch_size, train.seed,
                                [p.repeats for p in self.pictures])
@@ -166,3 +167,10 @@ def _batch(step: int, members: Sequence[int], places: Sequence[int], shown: Sequ
                  tuple(texts), torch.stack(masks) if masks else None,
                  tuple(p.weight for p in pictures), tuple(p.prior for p in pictures),
                  tuple(one.cut for one in shown))
+
+
+def _names(paths: Iterable[Path]) -> list[str]:
+    """What pictures are called: with their folder where they are in several."""
+    paths = list(paths)
+    several = len({path.parent for path in paths}) > 1
+    return [f"{path.parent.name}/{path.name}" if several else path.name for path in paths]

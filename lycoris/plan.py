@@ -39,7 +39,7 @@ from . import (
 )
 from .assignments import Assignment, assign_family, select
 from .data import buckets as bucketing
-from .data import epoch, folder, gather, loader
+from .data import captions, epoch, folder, gather, loader
 from .data.epoch import Epoch
 from .data.folder import Dataset, Picture
 from .data.loader import batches_per_epoch
@@ -343,6 +343,12 @@ def _warnings(plan: Plan) -> list[Warned]:
         if bare := problems.get("no caption"):
             found.append(Warned(f"{len(bare)} of {len(plan.dataset)} pictures have no caption.",
                                 "They are trained with an empty one; write it on the Dataset tab."))
+        if shared := problems.get(folder.SHARED):
+            found.append(Warned(
+                f"{shared[0].name} and {shared[1].name} have the same caption file, "
+                f"{captions.file_of(shared[0].path).name}"
+                + f"; so have others, {len(shared)} in all" * (len(shared) > 2) + ".",
+                "Give one of them another name and a caption of its own."))
         tiny = problems.get(f"smaller than {run.dataset.resolution} px")
         if tiny and run.dataset.enlarge:
             found.append(Warned(

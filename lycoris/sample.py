@@ -14,6 +14,7 @@ from .families import open_chosen
 from .settings import Config
 
 
+@devices.released
 def run(run: Config, taker: Contestant, where: Path, emit: Callable[[events.Event], None],
         asked: Callable[[], set[str]]) -> list[Path]:
     """The pictures' paths in `where`, prompts outermost; each PNG carries its recipe."""

@@ -48,6 +48,7 @@ BUILDING = "building the adapter"
 HOLD = 0.25  # seconds between two looks at what is asked while a run is paused
 
 
+@devices.released
 def run(plan: Plan, where: Path, emit: Emit, asked: Asked, crew: Crew = ALONE) -> events.Finished:
     """Train the plan in the run folder `where`, from its newest state if it has one; with a crew,
     this process's share of it.

@@ -42,6 +42,10 @@ def test_problems_are_listed_by_kind(tmp_path: Path, make_pictures: Callable) ->
              for kind, pictures in folder.scan(tmp_path).problems(32).items()}
     assert found == {"unreadable": ["4.png"], "caption not readable": ["3.png"],
                      "no caption": ["1.png", "2.png"], "smaller than 32 px": ["6.png"]}
+    Image.new("RGB", (40, 40)).save(tmp_path / "5.jpg")
+    Image.new("L", (40, 40)).save(tmp_path / "5-masklabel.png")
+    found = folder.scan(tmp_path).problems(32)["sharing a caption file"]
+    assert [p.name for p in found] == ["5.jpg", "5.png"]
 
 
 def test_what_cannot_be_trained_is_refused_by_name(tmp_path: Path,

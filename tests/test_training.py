@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import re
+import shutil
 import subprocess
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +22,15 @@ from safetensors.torch import load_file
 
 from lycoris import (
     checkpoint,
+    compare,
     config,
     contestants,
     devices,
     events,
+    loading,
     optimizers,
     plan,
+    sample,
     sampling,
     schedules,
     trainer,
@@ -888,3 +894,48 @@ def test_warnings_of_the_plan(settings: Settings, pictures: Path) -> None:
     assert "made for 16 px" in texts
     (pictures / "1.txt").write_text("a ball")
     assert plan.make(settings()).warnings == ()
+
+
+def test_what_a_run_loaded_is_freed(settings: Settings, monkeypatch: pytest.MonkeyPatch,
+                                    tmp_path: Path) -> None:
+    """By training, painting and comparing in one process; a card's memory too, which would be kept
+    for later otherwise."""
+    loaded: list[weakref.ref] = []
+    real = loading.load
+
+    def load(*given: Any, **named: Any) -> Any:
+        model = real(*given, **named)
+        loaded.extend(map(weakref.ref, model.modules.values()))
+        return model
+
+    release, left = devices.release, []
+
+    def counted() -> None:
+        release()
+        left.append(sum(ref() is not None for ref in loaded))
+
+    monkeypatch.setattr(loading, "load", load)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(devices, "release", counted)
+    run = settings("sample.steps=1", "sample.seeds=[1]", "sample.every=1", "train.device=cpu")
+    _, folder, _ = train(run)
+    own = contestants.Contestant("one", folder / "one.safetensors")
+    sample.run(run, own, tmp_path, lambda event: None, set)
+    compare.run(run, [contestants.Contestant("base"), own], tmp_path, lambda event: None, set)
+    monkeypatch.setattr(Session, "loss", lambda *given: torch.tensor(math.nan, requires_grad=True))
+    with pytest.raises(Diverged):
+        train(settings("output.name=bad", "train.device=cpu"))
+    assert left[:3] == [0, 0, 0] and len(left) == 4
+    gc.collect()
+    assert len(loaded) >= 8 and not any(ref() for ref in loaded)
+
+
+def test_pictures_of_several_folders_are_blamed_by_folder(
+        settings: Settings, pictures: Path, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same names are in both."""
+    other = tmp_path / "others"
+    shutil.copytree(pictures, other)
+    monkeypatch.setattr(Session, "loss", lambda *given: torch.tensor(math.nan, requires_grad=True))
+    with pytest.raises(Diverged, match=rf"pictures: ({pictures.name}|others)/\d\.png"):
+        train(settings(f"dataset.more=[{{folder = {str(other)!r}}}]"))

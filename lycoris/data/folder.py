@@ -25,6 +25,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 UNREAD = frozenset({".gif", ".tif", ".tiff", ".avif", ".jxl", ".heic", ".heif", ".jfif", ".psd"})
 MAX_PIXELS = 64_000_000
 MASK = "-masklabel"  # ends the name of a picture's mask beside it
+SHARED = "sharing a caption file"  # a.png and a.jpg, both of a.txt
 REPEATED = re.compile(r"0*([1-9]\d*)_(.+)")  # a folder of kohya's: how often, and what is in it
 
 
@@ -117,12 +118,14 @@ class Dataset:
         """{kind of problem: the pictures that have it}; only kinds that occur."""
         tiny = [p for p in self.readable
                 if p.size and p.size[0] * p.size[1] < resolution * resolution]
+        named = Counter(captions.file_of(p.path) for p in self.pictures)
         kinds = {
             "unreadable": [p for p in self.pictures if p.problem],
             "caption not readable": [p for p in self.pictures if p.caption_problem],
             "no caption": [p for p in self.readable
                            if not p.words.strip() and not p.caption_problem],
             f"smaller than {resolution} px": tiny,
+            SHARED: [p for p in self.pictures if named[captions.file_of(p.path)] > 1],
         }
         return {kind: found for kind, found in kinds.items() if found}
 
