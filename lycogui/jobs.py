@@ -92,7 +92,7 @@ class Jobs:
         """Put a run into the queue; it starts as soon as none is before it on its device."""
         if self.state(run) in ("running", "starting"):
             raise RunError(f"{run.name} is running already.", "Stop it first.")
-        run.clear(["stop", "save", "sample", "pause", "resume"])
+        run.clear({*runs.REQUESTS} - {"start"})
         run.request("start")
 
     def withdraw(self, run: RunFolder) -> None:
@@ -219,11 +219,14 @@ def device_of(run: RunFolder) -> str:
 
 
 def _wait_while_living(run: RunFolder, process: Process) -> None:
-    """Until the process has ended, or shows no sign of life: no event, and no work either."""
+    """Until the process has ended, or shows no sign of life: no event, and no work either. One that
+    waits for the disk lives: a large file may take minutes to reach it."""
     asked = looked = time.time()
     worked, limit = _worked(process), DEAF
     while process.alive:
         now = time.time()
+        if _waits_for_disk(process):
+            asked = now
         if now - looked >= QUIET:
             share = (_worked(process) - worked) / (now - looked)
             looked, worked, limit = now, _worked(process), DEAF if share > 0.05 else QUIET
@@ -239,6 +242,13 @@ def _worked(process: Process) -> float:
         return times.user + times.system
     except psutil.NoSuchProcess:
         return 0.0
+
+
+def _waits_for_disk(process: Process) -> bool:
+    try:
+        return psutil.Process(process.pid).status() == psutil.STATUS_DISK_SLEEP
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _terminate(process: Process) -> None:

@@ -142,12 +142,12 @@ def follow(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def ask(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
-    """One of stop, save, sample, pause, resume, withdraw, up, down for a run."""
+    """One of stop, cancel, save, sample, pause, resume, withdraw, up, down for a run."""
     run = _find(workspace, given["run"])
     jobs, what = workspace.jobs, given["what"]
     if what == "stop":
         jobs.stop(run)
-    elif what in ("save", "sample", "pause"):
+    elif what in ("save", "sample", "pause", "cancel"):
         if jobs.state(run) != "running":
             raise RunError(f"{run.name} is not running.", "Start or resume it first.")
         run.clear(["resume"] if what == "pause" else [])
@@ -161,6 +161,8 @@ def ask(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
         jobs.move(run, -1 if what == "up" else 1)
     elif what == "withdraw":
         jobs.withdraw(run)
+        if jobs.state(run) in ("starting", "running"):  # it had just begun
+            jobs.stop(run)
     else:
         raise RunError(f"There is no request {what!r}.", "")
     return _run(workspace, run)
@@ -242,6 +244,8 @@ def _run(workspace: Workspace, run: RunFolder) -> dict[str, Any]:
         "id": run_id(run.path), "name": run.name, "state": state,
         "about": _about(run), "pair": made.get("pair"),
         "paused": history.paused and state == "running",
+        "stopping": asdict(history.stopping)
+        if history.stopping and state == "running" else None,
         "step": history.step,
         "total": history.started.total_steps if history.started else made.get("steps", 0),
         "loss": last.loss if last else None, "loss_avg": last.loss_avg if last else None,

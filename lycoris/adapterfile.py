@@ -254,9 +254,9 @@ def _peft_config(path: Path) -> Mapping[str, Any] | None:
 
 
 def write(path: Path | str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None,
-          metadata: Mapping[str, str]) -> Path:
-    """Write an adapter's tensors durably, cast to `dtype`; AdapterError for what that cannot
-    hold."""
+          metadata: Mapping[str, str], tick: tensorfile.Tick = tensorfile.silent) -> Path:
+    """Write an adapter's tensors durably, cast to `dtype`, with a `tick` after each; AdapterError
+    for what that cannot hold."""
     ready = {key: t if dtype is None else t.to(dtype) for key, t in tensors.items()}
     broken = [key for key, t in ready.items() if not torch.isfinite(t).all()]
     if broken:
@@ -264,7 +264,7 @@ def write(path: Path | str, tensors: Mapping[str, Tensor], dtype: torch.dtype | 
             f"The adapter holds numbers that {str(ready[broken[0]].dtype).removeprefix('torch.')} "
             f"cannot, in {len(broken)} tensors, the first is {broken[0]}.",
             "Save it in bf16 or fp32; a run can be resumed with output.dtype=bf16.", keys=broken)
-    return tensorfile.write(path, ready, metadata)
+    return tensorfile.write(path, ready, metadata, tick=tick)
 
 
 def _fixed(algorithm: Algorithm, found: Mapping[str, Shape], layer: Layer) -> Algorithm | None:

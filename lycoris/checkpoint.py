@@ -20,6 +20,7 @@ from .errors import RunError
 
 if TYPE_CHECKING:
     from .network import LycorisNetwork
+    from .writing import Writing
 
 KEEP = 2  # the newest and, should it be damaged, the one before
 
@@ -36,7 +37,7 @@ class Progress:
 
 def save(folder: Path, network: LycorisNetwork, optimizer: torch.optim.Optimizer,
          progress: Progress, scaler: Mapping[str, Any],
-         others: Mapping[str, Tensor] | None = None) -> Path:
+         others: Mapping[str, Tensor] | None = None, writing: Writing | None = None) -> Path:
     """Write the state of a step, with tensors of `others`; `tidy` then removes what it makes
     superfluous."""
     tensors = {f"network/{name}": p.detach() for name, p in network.named_parameters()}
@@ -46,13 +47,15 @@ def save(folder: Path, network: LycorisNetwork, optimizer: torch.optim.Optimizer
                 for number, group in enumerate(optimizer.param_groups)
                 for key, value in group.items() if isinstance(value, Tensor)}
     tensors |= others or {}
+    ticks = {"tick": writing.over("saving the state", 2 * len(tensors))} if writing else {}
     described = {
         "progress": json.dumps(asdict(progress)),
         "optimizer": json.dumps({"state": plain, "groups": _groups(optimizer)}),
         "scaler": json.dumps(dict(scaler)),
-        "sha256": tensorfile.digest(tensors),
+        "sha256": tensorfile.digest(tensors, **ticks),
     }
-    return tensorfile.write(folder / f"step-{progress.step:08d}.safetensors", tensors, described)
+    return tensorfile.write(folder / f"step-{progress.step:08d}.safetensors", tensors, described,
+                            **ticks)
 
 
 def tidy(folder: Path, step: int) -> None:

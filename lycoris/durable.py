@@ -88,24 +88,42 @@ def make_folder(path: Path, *, new: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder that appears at `path` whole or not at all: the block writes into the one it is
     given, which is renamed at the end, and gone if the block does not come to its end.
 
-    There must be nothing at `path` yet (FileExistsError).
+    There must be nothing at `path` yet (FileExistsError), unless it is to `replace` the folder
+    there, which stays until the new one is whole; should the power fail between two renames,
+    `sweep` puts it back.
     """
-    if path.exists():
+    if path.exists() and not replace:
         raise FileExistsError(path)
     temporary = path.parent / f".{path.name[:40]}.{secrets.token_hex(6)}.part"
     try:
         yield make_folder(temporary, new=True)
+        old = path.with_name(f".{path.name}.old")
         try:
+            _put_back(old)
+            if path.exists():
+                _patiently(lambda: path.rename(old))
             _patiently(lambda: temporary.rename(path))
             sync_folder(path.parent)
         except OSError as error:
             raise disk_error(error, path) from error
+        finally:
+            _put_back(old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_back(old: Path) -> None:
+    """The folder that was about to be replaced goes; where no other took its place, it is back."""
+    target = old.with_name(old.name[1:].removesuffix(".old"))
+    if old.is_dir():
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(target)
 
 
 def copy(source: Path, target: Path) -> Path:
@@ -137,9 +155,14 @@ def _patiently(act: Callable[[], object]) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete temporary files that a killed process left in `folder` and below."""
+    """Delete temporary files that a killed process left in `folder` and below, and folders in it;
+    one that was about to be replaced is put back."""
     for leftover in folder.rglob(".*.tmp"):
         remove(leftover)
+    for leftover in folder.glob(".*.part"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for old in folder.glob(".*.old"):
+        _put_back(old)
 
 
 def sync_folder(folder: Path) -> None:

@@ -116,6 +116,15 @@ class Continued(Event):
 
 
 @dataclass(frozen=True)
+class Stopping(Event):
+    """A stop was heard while files are written: they come whole first. `cancels` is what a request
+    `cancel` leaves out; empty where there is nothing."""
+
+    step: int
+    cancels: str = ""
+
+
+@dataclass(frozen=True)
 class Measured(Event):
     """At a run's end: the highest memory in bytes as it was predicted and as it was, and steps a
     second without the first ones (0 where there were too few)."""
@@ -150,7 +159,7 @@ class Finished(Event):
 
 KINDS = {kind.__name__.lower(): kind
          for kind in (Started, Resumed, Stage, Cached, Step, Validated, Sampled, Saved, Paused,
-                      Continued,
+                      Continued, Stopping,
                       Measured, Warned, Failed, Finished)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,7 +29,9 @@ from .learner import Learner
 from .network import LycorisNetwork
 from .plan import Plan, facts_of, shows_thumbnail
 from .progress import Progress as Told
+from .progress import Stopped
 from .provenance import Deed
+from .writing import Writing
 
 
 @dataclass
@@ -44,36 +45,49 @@ class Keeper:
     learner: Learner
     scaler: torch.amp.GradScaler
     crew: Crew = ALONE
+    kept: int = 0  # the step whose state this process has written last
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: Progress, writing: Writing) -> None:
         """A checkpoint: the state to resume from, then the adapter file, then the old ones go."""
-        self._save_state(progress)
+        self._save_state(progress, writing)
         name = config.run_name(self.plan.config)
         folder = durable.make_folder(self.where / "checkpoints")
-        self._save_adapter(folder / f"{name}-{progress.step:06d}.safetensors", progress)
+        self._save_adapter(folder / f"{name}-{progress.step:06d}.safetensors", progress, writing)
         keep = self.plan.config.train.keep_checkpoints
         if keep:
             self.unless_held(checkpoint.prune, folder, name, progress.step, keep)
 
-    def finish(self, progress: Progress) -> Path:
-        """The last state, and the adapter under the run's own name."""
-        self._save_state(progress)
+    @property
+    def optional(self) -> str:
+        """What a run may end without, in words; empty where there is nothing."""
+        return "" if self.plan.config.output.model == "none" else "the whole model"
+
+    def finish(self, progress: Progress, writing: Writing) -> Path:
+        """The last state, unless it was written just now, the adapter under the run's own name, and
+        the whole model where one is asked for."""
+        if progress.step != self.kept:
+            self._save_state(progress, writing)
         name = config.run_name(self.plan.config)
-        path = self._save_adapter(self.where / f"{name}.safetensors", progress)
-        self._save_model(path, progress)
+        path = self._save_adapter(self.where / f"{name}.safetensors", progress, writing)
+        if self.optional:
+            try:
+                self._save_model(path, progress, writing)
+            except Stopped:
+                self.emit(events.Warned(
+                    "The whole model was left out, as you asked; one that was there before is "
+                    "still there.", "Continue the run to write it."))
         return path
 
-    def _save_model(self, adapter: Path, progress: Progress) -> None:
-        """The whole model as that adapter file makes it, where one is asked for."""
+    def _save_model(self, adapter: Path, progress: Progress, writing: Writing) -> None:
+        """The whole model as that adapter file makes it; one of the same run, before it was
+        extended, is there until then."""
         wanted, family = self.plan.config.output.model, self.plan.family
-        if wanted == "none":
-            return
         whole = modelout.Whole(family, modelout.of_adapter(adapter, family), outfile.KEEP,
-                               Deed("train", {}, [adapter.stem]), Told(self.emit))
+                               Deed("train", {}, [adapter.stem]),
+                               Told(self.emit, writing.cancelled))
         out = self.where / f"{adapter.stem}-model"
         if wanted == "folder":
-            shutil.rmtree(out, ignore_errors=True)  # of the same run, before it was extended
-            made = whole.write_folder(out)
+            made = whole.write_folder(out, replace=True)
         else:
             made = whole.write_file(out.with_name(f"{out.name}.safetensors"),
                                     with_vae=wanted == "file")
@@ -111,13 +125,14 @@ class Keeper:
         except DiskError as error:
             self.emit(events.Warned(error.message, error.fix))
 
-    def _save_state(self, progress: Progress) -> None:
+    def _save_state(self, progress: Progress, writing: Writing) -> None:
         folder = durable.make_folder(self.where / "state")
         checkpoint.save(folder, self.network, self.learner.optimizer, progress,
-                        self.scaler.state_dict(), self.learner.tensors())
+                        self.scaler.state_dict(), self.learner.tensors(), writing)
+        self.kept = progress.step
         self.unless_held(checkpoint.tidy, folder, progress.step)
 
-    def _save_adapter(self, path: Path, progress: Progress) -> Path:
+    def _save_adapter(self, path: Path, progress: Progress, writing: Writing) -> Path:
         run, plan = self.plan.config, self.plan
         dtype = tensorfile.DTYPES[run.output.dtype]
         facts = replace(facts_of(run, plan.presented), step=progress.step,
@@ -128,7 +143,8 @@ class Keeper:
             tensors = {key: t.to(dtype, copy=True)
                        for key, t in self.network.file_tensors().items()}
         described = metadata.describe(run, plan.family, plan.dataset, facts)
-        adapterfile.write(path, tensors, None, metadata.with_hashes(described, tensors))
+        adapterfile.write(path, tensors, None, metadata.with_hashes(described, tensors),
+                          writing.over("saving the adapter", len(tensors)))
         self.emit(events.Saved(progress.step, str(path.relative_to(self.where)),
                                path.stat().st_size))
         return path

@@ -86,8 +86,9 @@ class Whole:
     progress: Progress
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def write_folder(self, out: Path) -> Merged:
-        """In the diffusers layout; ModelFileError where a part is not to be written."""
+    def write_folder(self, out: Path, *, replace: bool = False) -> Merged:
+        """In the diffusers layout, in place of a folder there where it is to `replace` it;
+        ModelFileError where a part is not to be written."""
         parts = {layer.part for layer in self.shares}
         self._refuse_unwritable(parts)
         single = self.family.base.is_file()
@@ -95,7 +96,7 @@ class Whole:
             self.family.require_files()  # its tokenizer goes along
             parts = {*parts, *self.family.configs} - {"scheduler"}
         files = []
-        with durable.whole_folder(out) as temporary:
+        with durable.whole_folder(out, replace=replace) as temporary:
             for part in sorted(parts):
                 files.append(self._part(part, temporary))
             if single:

@@ -24,7 +24,7 @@ import psutil
 from . import durable, events
 from .errors import RunError
 
-REQUESTS = ("start", "stop", "save", "sample", "pause", "resume")
+REQUESTS = ("start", "stop", "save", "sample", "pause", "resume", "cancel")
 EVENTS = "events.jsonl"
 
 
@@ -91,13 +91,14 @@ class History:
     failed: events.Failed | None = None
     finished: events.Finished | None = None
     paused: bool = False
+    stopping: events.Stopping | None = None
 
     def add(self, at: float, event: events.Event) -> None:
         self.last_at = at
         match event:
             case events.Started():
                 self.started, self.started_at = event, at
-                self.failed = self.finished = self.stage = None
+                self.failed = self.finished = self.stage = self.stopping = None
                 self.warnings, self.paused = [], False
             case events.Resumed():
                 self.resumes.append(event.step)
@@ -129,6 +130,8 @@ class History:
                 self.paused, self.stage = True, None
             case events.Continued():
                 self.paused = False
+            case events.Stopping():
+                self.stopping = event
             case events.Measured():
                 self.measured = event
             case events.Warned():

@@ -34,6 +34,12 @@ MAX_HEADER = 64 * 2**20
 MAX_TENSORS = 100_000
 
 Entries = Mapping[str, tuple[str, tuple[int, ...]]]  # {tensor name: (dtype's name, shape)}
+Tick = Callable[[], None]  # called after each tensor
+
+
+def silent() -> None:
+    pass
+
 
 
 def header(entries: Entries, metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
@@ -110,13 +116,14 @@ def entries_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, tupl
 
 
 def write(path: Path | str, tensors: Mapping[str, torch.Tensor],
-          metadata: Mapping[str, str], *, sync: bool = True) -> Path:
-    """Write durably (`sync`: as durable.write_bytes); one tensor at a time is copied to the CPU."""
-    return stream(path, entries_of(tensors), tensors.__getitem__, metadata, sync=sync)
+          metadata: Mapping[str, str], *, sync: bool = True, tick: Tick = silent) -> Path:
+    """Write durably (`sync`: as durable.write_bytes); one tensor at a time is copied to the CPU,
+    and `tick` called after it."""
+    return stream(path, entries_of(tensors), tensors.__getitem__, metadata, sync=sync, tick=tick)
 
 
 def stream(path: Path | str, entries: Entries, make: Callable[[str], torch.Tensor],
-           metadata: Mapping[str, str], *, sync: bool = True) -> Path:
+           metadata: Mapping[str, str], *, sync: bool = True, tick: Tick = silent) -> Path:
     """Write durably what `entries` announce; `make(name)` is asked for one tensor after another."""
     start, order = header(entries, metadata)
 
@@ -126,6 +133,7 @@ def stream(path: Path | str, entries: Entries, make: Callable[[str], torch.Tenso
             tensor = make(name)
             assert (NAMES[tensor.dtype], tuple(tensor.shape)) == entries[name], name
             yield raw_bytes(tensor)
+            tick()
 
     return durable.write_bytes(path, chunks(), sync=sync)
 
@@ -136,13 +144,14 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
 
 
-def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+def digest(tensors: Mapping[str, torch.Tensor], tick: Tick = silent) -> str:
     """sha256 over the tensors' names and bytes, in the order of the file."""
     order = header(entries_of(tensors), {})[1]
     total = hashlib.sha256()
     for name in order:
         total.update(name.encode("utf-8"))
         total.update(raw_bytes(tensors[name]))
+        tick()
     return total.hexdigest()
 
 

@@ -75,6 +75,8 @@ class Terminal:
                 self.say(f"Resumed at step {event.step}.")
             case events.Paused():
                 self.say(f"Paused at step {event.step}.")
+            case events.Stopping():
+                self.say("It finishes the files, then it stops; once more ends it at once.")
             case events.Saved():
                 self.say(f"Saved {event.path} ({event.bytes:,} bytes).")
             case events.Warned():

@@ -40,6 +40,7 @@ from .network import LycorisNetwork, Norms
 from .plan import Plan
 from .showing import Painter
 from .validating import Validator
+from .writing import Writing
 
 Emit = Callable[[events.Event], None]
 Asked = Callable[[], set[str]]
@@ -78,7 +79,7 @@ class Session:
     doing: str = LOADING
     progress: Progress = field(default_factory=Progress)
     ahead: dict[tuple[int, int], tuple[Batch, float]] = field(default_factory=dict)
-    heard: set[str] = field(default_factory=set)  # asked for before the first step could see to it
+    heard: set[str] = field(default_factory=set)  # asked for while the loop could not see to it
 
     def run(self, asked: Asked) -> events.Finished:
         try:
@@ -160,34 +161,39 @@ class Session:
     def train(self, asked: Asked) -> events.Finished:
         """The loop. Requests, samples and checkpoints are seen to between steps."""
         run = self.plan.config
-        wanted = self.crew.agreed(self.heard)
+        wanted = self._wanted(set)
         due = (run.sample.every and self.progress.step % run.sample.every == 0
                and not self.painter.done(self.progress.step))
         if self.crew.meet(due)[0]:
             # before the first step, or where a stop came between
             wanted = (wanted - {"sample"}) | self.sample(asked)
         if self.validator.due(self.progress.step):
-            self.validate()
+            self.validate(asked)
         while self.progress.step < run.train.steps:
-            wanted |= self.crew.agreed(asked())
+            wanted |= self._wanted(asked)
             if "pause" in wanted:
                 wanted = self.hold(wanted, asked)
             if "sample" in wanted:
                 wanted |= self.sample(asked)
             if "save" in wanted:
-                self.save()
+                self.save(asked)
             if "stop" in wanted:
-                return self.finish("stopped")
+                return self.finish("stopped", asked)
             self.advance()
-            wanted = set()
+            wanted &= {"pause"}  # heard while it painted
             step, last = self.progress.step, self.progress.step == run.train.steps
             if self.validator.due(step):
-                self.validate()
+                self.validate(asked)
             if run.sample.every and (step % run.sample.every == 0 or last):
-                wanted = self.sample(asked)
+                wanted |= self.sample(asked)
             if run.train.checkpoint_every and step % run.train.checkpoint_every == 0 and not last:
-                self.save()
-        return self.finish("done")
+                self.save(asked)
+        return self.finish("done", asked)
+
+    def _wanted(self, asked: Asked) -> set[str]:
+        """What is asked of any of the processes, now and since it was last looked at."""
+        heard, self.heard = self.heard, set()
+        return self.crew.agreed(heard | asked())
 
     def hold(self, wanted: set[str], asked: Asked) -> set[str]:
         """Between two steps until asked to go on or to stop, painting and saving meanwhile; what is
@@ -198,10 +204,10 @@ class Session:
             if "sample" in wanted:
                 heard = self.sample(asked)
             if "save" in wanted:
-                self.save()
+                self.save(asked)
             if not heard:
                 time.sleep(HOLD)
-            wanted = heard | self.crew.agreed(asked())
+            wanted = heard | self._wanted(asked)
         self.emit(events.Continued(self.progress.step))
         return wanted - {"pause", "resume"}
 
@@ -318,29 +324,35 @@ class Session:
         """What no step needs leaves the device, where that is wanted."""
         self.model.rest(resting(self.plan, self.device.type))
 
-    def validate(self) -> None:
+    def validate(self, asked: Asked = set) -> None:
         """The loss on what is held out, of the parameters that would be saved now; the others wait
         for the first at their next meeting."""
         self.doing = "validating"
         if self.crew.first:
             with self.learner.shown():
-                self.validator.look(self.progress.step)
+                self.heard |= self.validator.look(self.progress.step, asked)
 
-    def save(self) -> None:
+    def save(self, asked: Asked = set) -> None:
         self.doing, began = "saving", time.perf_counter()
         self.emit(events.Stage(self.doing, 0, 0))
         if self.crew.first:
-            self.keeper.save(self.progress)
+            self.keeper.save(self.progress, self._writing(asked))
             self.watch.took("checkpoint", began, 1)
 
-    def finish(self, reason: str) -> events.Finished:
+    def _writing(self, asked: Asked, cancels: str = "") -> Writing:
+        return Writing(self.progress.step, self.emit, asked, self.heard, cancels)
+
+    def finish(self, reason: str, asked: Asked = set) -> events.Finished:
         self.doing = "saving"
         if not self.progress.step:
             raise Halted
         self.emit(events.Stage(self.doing, 0, 0))
         name = ""
         if self.crew.first:
-            name = self.keeper.finish(self.progress).name
+            writing = self._writing(asked, self.keeper.optional)
+            if reason == "stopped":
+                writing.stopping()
+            name = self.keeper.finish(self.progress, writing).name
             if self.crew.size == 1:  # what it learns is of steps that one process computes
                 self.keeper.unless_held(self.watch.learn, "run")
             self.emit(self.watch.event())

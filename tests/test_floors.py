@@ -30,6 +30,7 @@ FLOORS = {
         "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance", "surprises",
         "weigher", "choose", "goals", "advice", "blame", "kohya", "recipes", "footprint", "holding",
         "memory", "relief", "machine", "disk", "outlook", "tracing", "activations",
+        "writing",
         "compiling", "feed", "conditions", "validating", "lesson", "learner", "keeping", "showing",
         "loading",
         "kohya_loss", "kohya_data", "kohya_blocks", "kohya_course",

@@ -268,6 +268,29 @@ def test_a_long_silent_step_is_not_killed(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert seconds["input()"] < 2.9 < seconds["while True: pass"]
 
 
+@pytest.mark.parametrize(("status", "left"), [("disk-sleep", 0), ("sleeping", 4)])
+def test_a_process_that_waits_for_the_disk_lives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                                 status: str, left: int) -> None:
+    """Neither words nor work, in the fsync of a model of many gigabytes."""
+    for name in ("QUIET", "DEAF", "POLL"):
+        monkeypatch.setattr(jobs_module, name, 0.0)
+    clock = iter(range(100))
+    monkeypatch.setattr(jobs_module.time, "time", lambda: next(clock))
+    monkeypatch.setattr(jobs_module.psutil.Process, "status", lambda self: status)
+
+    class Busy:
+        pid, looks = os.getpid(), 5
+
+        @property
+        def alive(self) -> bool:
+            self.looks -= 1
+            return self.looks > 0
+
+    busy = Busy()
+    jobs_module._wait_while_living(RunFolder(tmp_path), busy)  # type: ignore[arg-type]
+    assert busy.looks == left
+
+
 def test_a_run_that_cannot_start_says_why(workspace: Workspace, pictures: Path,
                                           settings: Callable[..., Config]) -> None:
     """The queue does not stall: the error is in the run's folder, and the next one starts."""

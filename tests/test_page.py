@@ -344,6 +344,18 @@ def test_asking_a_run(workspace: Workspace) -> None:
     assert views.ask(workspace, {**given, "what": "withdraw"})["state"] == "crashed"
 
 
+def test_a_stop_while_files_are_written_is_shown_and_can_leave_out_the_model(
+        workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _trained(workspace.runs_folder, "a", 2)
+    given = {"run": views.run_id(run.path)}
+    run.append(events.Stopping(2, "the whole model"))
+    assert views.follow(workspace, given)["stopping"] is None, "its process is gone"
+    monkeypatch.setattr(RunFolder, "state", lambda self: "running")
+    assert views.follow(workspace, given)["stopping"]["cancels"] == "the whole model"
+    views.ask(workspace, {**given, "what": "cancel"})
+    assert "cancel" in run.requests()
+
+
 def test_the_plan_card(workspace: Workspace) -> None:
     found = costs.card(workspace, workspace.plan(workspace.config), costs.Asked())
     assert found["bytes"] == plan.make(workspace.config).sizes.file_bytes_with_metadata

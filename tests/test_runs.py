@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> RunFolder:
 ALL = [events.Started(1, 2.5, "CPU", 10), events.Resumed(3), events.Stage("x", 1, 2), step(1),
        events.Cached("runs/cache", 3, 4096), events.Validated(2, 0.5, {"62": 0.5}),
     events.Sampled(1, 0, "a.png", "a 🙂 b", 5, "base"), events.Saved(1, "x", 10),
-       events.Paused(3), events.Continued(3),
+       events.Paused(3), events.Continued(3), events.Stopping(3, "the whole model"),
        events.Measured(2**30, 2**29, 1.5), events.Warned("a", "b"),
        events.Failed("bug", "m", "f", "train.steps"),
        events.Finished("done", 5, "x")]

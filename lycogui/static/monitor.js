@@ -20,12 +20,12 @@ lyco.parts.monitor = ({element, trigger}) => {
   const say = async (run, what) => {
     try { await lyco.api("ask", {run: run.id, what}); } catch (error) { lyco.toast(error.message, "bad"); return look(); }
     if (what === "up" || what === "down") return look();
-    lyco.toast({stop: "It stops before the next step, and saves.", save: "It saves before the next step.", sample: "It paints before the next step.", pause: "It holds before the next step; memory stays taken.", resume: run.paused ? "It goes on." : "In the queue.", withdraw: "Taken out of the queue."}[what] || "", "note");
+    lyco.toast({stop: run.stage?.name.startsWith("saving") ? "It finishes the file, then stops." : "It stops before the next step, and saves.", cancel: `It leaves out ${run.stopping?.cancels}; one from before stays.`, save: "It saves before the next step.", sample: "It paints before the next step.", pause: "It holds before the next step; memory stays taken.", resume: run.paused ? "It goes on." : "In the queue.", withdraw: "Taken out of the queue."}[what] || "", "note");
     look();
   };
   const button = (text, action, title = "") => h("button.button", {onclick: action, title}, text);
   const actions = run => ({
-    running: [button("Stop and save", () => say(run, "stop")), run.paused ? button("Resume", () => say(run, "resume")) : button("Pause", () => say(run, "pause"), "Holds between two steps; what it has loaded stays in memory"),
+    running: run.stopping ? [run.stopping.cancels ? button(`Leave out ${run.stopping.cancels}`, () => say(run, "cancel"), "Ends at once, without writing it; the adapter and the state are saved") : null].filter(Boolean) : [button("Stop and save", () => say(run, "stop")), run.paused ? button("Resume", () => say(run, "resume")) : button("Pause", () => say(run, "pause"), "Holds between two steps; what it has loaded stays in memory"),
       button("Sample now", () => say(run, "sample")), button("Save now", () => say(run, "save"))],
     starting: [button("Stop", () => say(run, "stop"))],
     waiting: [button("Take out of the queue", () => say(run, "withdraw"))],
@@ -62,6 +62,7 @@ lyco.parts.monitor = ({element, trigger}) => {
   const drawRun = run => {
     const done = run.total ? run.step / run.total : 0, facts = [h("b", {title: run.folder}, run.name), h("span", {}, run.about)];
     if (run.state === "running" && run.stage) facts.push(h("span", {}, (run.stage.total ? `${run.stage.name}, ${run.stage.done} of ${run.stage.total}` : run.stage.name) + (run.stage_left ? `, ${lyco.time(run.stage_left)} left` : "")));
+    if (run.stopping) facts.push(h("span", {}, "finishing the files, then stopping"));
     if (run.state !== "running" || run.paused) facts.push(h("span", {}, run.paused ? "paused" : WORDS[run.state]));
     if (run.state === "done") facts.push(h("span", {}, `${lyco.count(run.step)} steps`));
     else if (run.step || run.state === "running") facts.push(h("span", {}, `step ${lyco.count(run.step)} of ${lyco.count(run.total)}`));
