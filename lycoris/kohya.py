@@ -66,7 +66,8 @@ AS_OURS = (*kohya_data.FLAGS.values(), *kohya_loss.FLAGS.values(), "loss.weighti
            "loss.pyramid_iterations", "dataset.masks", "dataset.keep_tags",
            "dataset.caption_chunks", "dataset.enlarge", "model.clip_skip", "train.max_norm",
            "train.batch_size", "train.accumulate")
-OTHERWISE = {"optimizer.schedule": "constant", "optimizer.warmup": 0.0, "train.steps": 1600,
+OTHERWISE = {"optimizer.lr": 2e-6, "optimizer.text_encoder_lr": 2e-6,
+             "optimizer.schedule": "constant", "optimizer.warmup": 0.0, "train.steps": 1600,
              "dataset.caption_dropout": 0.0, "dataset.bucket": False}
 DATA = ("train_data_dir", "datasets", "dataset_config")  # of which a whole run names one
 PRECISIONS = {"no": "fp32", "float": "fp32"}
@@ -165,15 +166,18 @@ def read(given: Mapping[str, Any]) -> Read:
             if path not in found.settings and path not in {FLAGS.get(each) for each in differing}:
                 found.settings[path] = value
     if is_whole:
-        _whole(found, bool(given.get("max_train_epochs")))
+        _whole(found, bool(given.get("max_train_epochs")), any(
+            given.get(name) for name in ("learning_rate", "text_encoder_lr"))
+            or found.settings.get("network.text_encoder") is False)
     kohya_blocks.rules(module, {name: args.get(name) for name in kohya_blocks.NAMES}, found)
     return found.finished()
 
 
-def _whole(found: Reading, counts_epochs: bool) -> None:
-    """What a whole run leaves to its trainer."""
+def _whole(found: Reading, counts_epochs: bool, says_rate: bool) -> None:
+    """What a whole run leaves to its trainer; `says_rate` of the text encoder."""
     otherwise = {path: value for path, value in OTHERWISE.items() if path not in found.settings
-                 and not (path == "train.steps" and counts_epochs)}
+                 and not (path == "train.steps" and counts_epochs)
+                 and not (path == "optimizer.text_encoder_lr" and says_rate)}
     own = {path: LEAVES[path].default for path in AS_OURS if path not in found.settings}
     found.settings |= own | otherwise
     if otherwise:

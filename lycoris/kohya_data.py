@@ -174,13 +174,16 @@ def unfolded(given: Mapping[str, Any], found: Reading) -> dict[str, Any]:
         left |= {**read.get("general", {}), "datasets": read.get("datasets")}
         left.pop(FILE)
     tables = left.pop("datasets", None)
-    if isinstance(tables, str):  # of metadata: names instead of paths
-        tables = _of_metadata(tables)
-    subsets = list(_subsets(tables))
+    told = isinstance(tables, str)  # by metadata: names instead of paths
+    subsets = list(_subsets(_of_metadata(tables) if told else tables))
+    if told and subsets:
+        found.unknown.append("datasets: metadata do not say where the folders are; repeated "
+                             + ", ".join(str(each.get("num_repeats", 1)) for each in subsets)
+                             + " times.")
     if tables and "batch_size" in left:
         left["train_batch_size"] = left.pop("batch_size")
     if not subsets:
-        if tables:
+        if tables and not told:
             found.unknown.append("datasets: no tables of folders.")
         return left
     for name in sorted({name for subset in subsets for name in subset} - {*SUBSET}):
@@ -198,10 +201,14 @@ def _of_metadata(text: str) -> list[Any]:
         tables = json.loads(text)
     except (ValueError, RecursionError):
         return []
-    known = {*FLAGS, *KEPT, *RESOLUTION, *BOUNDS, *OFF, "subsets", "num_repeats", "is_reg",
-             "class_tokens"}
-    return [{key: value for key, value in each.items() if key in known}
-            for each in tables if isinstance(each, dict)] if isinstance(tables, list) else []
+    known = {*FLAGS, *KEPT, *RESOLUTION, *BOUNDS, *OFF, "num_repeats", "is_reg"}
+
+    def settings(table: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in table.items() if name in known}
+
+    return [{**settings(table), "subsets": [
+        settings(each) for each in table.get("subsets") or () if isinstance(each, dict)]}
+            for table in tables if isinstance(table, dict)] if isinstance(tables, list) else []
 
 
 def _subsets(tables: Any) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ What they have no words for is named, never dropped.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,9 @@ def write(run: Config) -> tuple[str, tuple[str, ...]]:
     for part in (model, optimizer, course, training, loss):
         part(sheet)
     data(sheet)
-    folders = list(subsets(sheet))
+    written = list(tables(list(subsets(sheet)), sheet))
     blocks = [f"[{name}]\n{_lines(values)}" for name, values in sheet.sections.items() if values]
-    tables = "".join(f"\n[[datasets.subsets]]\n{_lines(each)}" for each in folders)
-    text = "\n".join([FIRST, *blocks[:-1], SECOND, blocks[-1], f"[[datasets]]\n{tables}"])
+    text = "\n".join([FIRST, *blocks[:-1], SECOND, blocks[-1], *written])
     return text, (*options, *sheet.missing())
 
 
@@ -241,15 +241,31 @@ def subsets(sheet: Sheet) -> Iterator[dict[str, Any]]:
         for place, times, name in folder.numbered(path) or [(path, 1, "")]:
             values: dict[str, Any] = {"image_dir": _place(str(place)),
                                       "num_repeats": repeats * times}
+            is_prior = bool(entry.get("regularisation"))
+            masks = own.masks and entry.get("mask_folder")
+            if masks and (is_prior or entry.get("caption", name)):
+                sheet.unsaid.add("dataset.more")  # they know no such folder with masks
+            if is_prior:
+                values["is_reg"] = True
+            if masks and not is_prior:
+                yield values | {"conditioning_data_dir": _place(entry["mask_folder"])}
+                continue
             if caption := entry.get("caption", name):
                 values["class_tokens"] = caption
-            if entry.get("regularisation"):
-                values["is_reg"] = True
-            if own.masks and entry.get("mask_folder"):
-                values["conditioning_data_dir"] = _place(entry["mask_folder"])
-            elif own.masks:
+            if own.masks:
                 values["alpha_mask"] = True
             yield values
+
+
+def tables(found: list[dict[str, Any]], sheet: Sheet) -> Iterator[str]:
+    """The datasets: those with folders of masks, which must have nothing else, apart from others.
+    """
+    for _, group in itertools.groupby(found, lambda each: "conditioning_data_dir" in each):
+        inner = list(group)
+        if all("is_reg" in each for each in inner):
+            sheet.unsaid.add("dataset.more")  # they are not shown beside none to learn
+        yield "[[datasets]]\n" + "".join(
+            f"\n[[datasets.subsets]]\n{_lines(each)}" for each in inner)
 
 
 def _place(path: str) -> str:

@@ -477,7 +477,19 @@ def test_a_dataset_config_beside_a_command(folders: dict[str, str], tmp_path: Pa
         folders["CATS"], 768, True)
     assert run.dataset.more == ({"folder": folders["REGS"], "regularisation": True},)
     assert (run.optimizer.schedule, run.train.steps) == ("constant", 1600), "as it takes them"
+    assert (run.optimizer.lr, run.optimizer.text_encoder_lr) == (2e-6, 2e-6)
     assert len(found.unknown) == 1 and "max_token_length=100" in found.unknown[0]
+
+
+def test_metadata_tell_of_the_folders_but_not_where(tmp_path: Path) -> None:
+    found = recipes.of_file(_adapter(tmp_path / "a.safetensors", {
+        "ss_network_module": "networks.lora", "ss_learning_rate": "0.0001", "ss_datasets":
+        json.dumps([{"resolution": [768, 768], "enable_bucket": True, "num_train_images": 3,
+                     "subsets": [{"flip_aug": True, "num_repeats": 10, "image_dir": "assets"}]}])}))
+    run = found.applied(config.Config())
+    assert (run.dataset.resolution, run.dataset.flip) == (768, True)
+    assert run.dataset.folder == config.Config().dataset.folder
+    assert len(found.unknown) == 1 and "repeated 10 times" in found.unknown[0]
 
 
 def test_kohyas_folders_are_written_one_by_one(tmp_path: Path) -> None:
