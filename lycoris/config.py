@@ -205,7 +205,10 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def find(path: str) -> Path:
     """A path as the user means it: as it stands, else from the program's own folder."""
-    given = Path(path).expanduser()
+    try:
+        given = Path(path).expanduser()
+    except RuntimeError:  # ~somebody who is not here
+        given = Path(path)
     if given.is_absolute() or given.exists() or not (ROOT / given).exists():
         return given
     return ROOT / given

@@ -153,6 +153,7 @@ def read(given: Mapping[str, Any]) -> Read:
     left = {name: value for name, value in given.items() if name not in differing}
     args = _pairs(left.pop("network_args", ()), found)
     module = left.pop("network_module", None)
+    module = None if module is None else str(module)
     is_whole = module is not None and any(left.get(name) for name in DATA)
     left = kohya_data.unfolded(left, found)
     network(module, args, found)
@@ -213,6 +214,9 @@ def network(module: str | None, args: Mapping[str, Any], found: Reading) -> None
     if str(args.get("dora_wd", "")).lower() == "true" and "wd_on_output" not in args:
         found.unknown.append("wd_on_output is not said, and its default differs between versions "
                              "of LyCORIS.")
+    if str(args.get("decompose_both")).lower() == "false":
+        found.notes.append("decompose_both=False: off here; some versions of LyCORIS take any text "
+                           "as yes.")
     for name, value in args.items():
         if name == "algo":
             value = SAME_ALGO.get(str(value).lower(), str(value).lower())

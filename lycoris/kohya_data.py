@@ -171,7 +171,8 @@ def unfolded(given: Mapping[str, Any], found: Reading) -> dict[str, Any]:
         except (LycorisError, ValueError) as error:
             found.unknown.append(f"{FILE}={path}: {error}")
             read = {}
-        left |= {**read.get("general", {}), "datasets": read.get("datasets")}
+        general = read.get("general")
+        left |= {**(general if isinstance(general, dict) else {}), "datasets": read.get("datasets")}
         left.pop(FILE)
     tables = left.pop("datasets", None)
     told = isinstance(tables, str)  # by metadata: names instead of paths

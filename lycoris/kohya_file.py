@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import config, knobs, kohya, kohya_data, kohya_loss, optimizers, promptfile
+from . import config, distances, knobs, kohya, kohya_data, kohya_loss, optimizers, promptfile
 from .config import LEAVES
-from .data import folder
+from .data import folder, gather
 from .errors import ConfigError
+from .registry import pick
 from .settings import Config
 
 TUCKER = ("use_tucker",)
@@ -70,6 +71,8 @@ def write(run: Config) -> tuple[str, tuple[str, ...]]:
     if run.network.algo not in REFERENCE:
         raise ConfigError({"network.algo": f"kohya's trainers have no {run.network.algo}; they "
                                            f"have {', '.join(REFERENCE)}"})
+    pick(distances.ROWS, run.loss.distance, "loss.distance")
+    gather.check(run.dataset)
     sheet = Sheet(run)
     options = network(sheet)
     for part in (model, optimizer, course, training, loss):
@@ -91,7 +94,9 @@ def network(sheet: Sheet) -> tuple[str, ...]:
             args[name] = value
     if own.dora_wd:
         args["wd_on_output"] = own.wd_on_output
-    known = {name: value for name, value in own.options.items() if name in REFERENCE[own.algo]}
+    # LyCORIS takes decompose_both=False as yes, so what is off is left out.
+    known = {name: value for name, value in own.options.items()
+             if name in REFERENCE[own.algo] and value is not False}
     words = [f"{name}={_plain(value)}" for name, value in (args | known).items()]
     sheet.put("network_arguments", {
         "network_module": kohya.MODULE, "network_dim": own.dim, "network_alpha": own.alpha,
@@ -99,7 +104,8 @@ def network(sheet: Sheet) -> tuple[str, ...]:
         "network_weights": _place(own.weights) or None},
         *kohya.ARGS.values(), "network.dim", "network.alpha", "network.options",
         "network.text_encoder", "network.weights")
-    return tuple(f"network.options.{name}" for name in own.options if name not in known)
+    return tuple(f"network.options.{name}" for name in own.options
+                 if name not in REFERENCE[own.algo])
 
 
 def model(sheet: Sheet) -> None:
@@ -113,12 +119,10 @@ def model(sheet: Sheet) -> None:
 
 
 def optimizer(sheet: Sheet) -> None:
-    own, row = sheet.run.optimizer, optimizers.ROWS[sheet.run.optimizer.name]
-    rate: Any = own.text_encoder_lr
-    if own.text_encoder_2_lr is not None:
-        rate = [own.lr if rate is None else rate, own.text_encoder_2_lr]
-    values: dict[str, Any] = {"learning_rate": own.lr, "unet_lr": own.lr,
-                              "text_encoder_lr": own.lr if rate is None else rate}
+    own, row = sheet.run.optimizer, pick(
+        optimizers.ROWS, sheet.run.optimizer.name, "optimizer.name")
+    values: dict[str, Any] = {"learning_rate": own.lr, "unet_lr": own.lr, "text_encoder_lr": (
+        own.lr if own.text_encoder_lr is None else own.text_encoder_lr)}
     if not sheet.run.network.text_encoder:
         del values["text_encoder_lr"]
     theirs = {ours: name for name, ours in kohya.SAME_ARGUMENT.get(row.name, {}).items()}
@@ -129,7 +133,7 @@ def optimizer(sheet: Sheet) -> None:
     else:
         values |= {"optimizer_type": OPTIMIZERS.get(row.name, row.name), "optimizer_args": words}
     sheet.put("optimizer_arguments", values, "optimizer.lr", "optimizer.text_encoder_lr",
-              "optimizer.text_encoder_2_lr", "optimizer.name", "optimizer.weight_decay",
+              "optimizer.name", "optimizer.weight_decay",
               "optimizer.args")
 
 

@@ -172,7 +172,8 @@ def test_kohyas_words_round_trip(run: Config, more: dict[str, object], several: 
         assert knobs.get(back, path) == same, path
     for name, value in run.network.options.items():
         if f"network.options.{name}" not in shared.unsaid:
-            assert back.network.options[name] == value
+            assert back.network.options.get(name, False) == value
+    assert "decompose_both=False" not in shared.text, "LyCORIS takes any text as yes"
 
 
 def test_only_what_differs_is_written() -> None:
@@ -523,6 +524,9 @@ def test_rates_by_blocks_are_rules() -> None:
         assert "network.rules" not in found.settings and len(found.unknown) == 1, text
     said = recipes.read("--network_module=lycoris.kohya --network_args algo=loha mid_lr_weight=0")
     assert "only networks.lora" in said.unknown[0]
+    said = recipes.read("--network_module=lycoris.kohya --network_args algo=lokr "
+                        "decompose_both=False")
+    assert said.settings["network.options"] == {"decompose_both": False} and "as yes" in said.text
 
 
 @pytest.mark.parametrize("conv", [False, True])
