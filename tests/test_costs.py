@@ -130,6 +130,7 @@ def test_presets_for_the_base_come_first_and_apply_what_they_show(workspace: Wor
     then = costs.applied(run, found["values"])
     assert then == runpresets.applied(run, runpresets.find("person-sdxl-12gb"))
     assert ["Dim", str(run.network.dim), "32"] in found["changes"]
+    assert {"Steps (train)", "Steps (sample)"} <= {name for name, *_ in found["changes"]}
     workspace.remember(then)
     assert not shown(workspace, "presets", then, preset="person-sdxl-12gb")["changes"]
 
