@@ -99,6 +99,20 @@ class Jobs:
         """Take a waiting run out of the queue; the run itself stays."""
         run.clear(["start"])
 
+    def delete(self, run: RunFolder) -> None:
+        """Delete the folder of a run that is at rest."""
+        with self._lock:
+            state = self.state(run)
+            if state in ("running", "starting"):
+                raise RunError(f"{run.name} is going on.", "Stop it first.")
+            if state == "waiting":
+                raise RunError(f"{run.name} is waiting in the queue.", "Take it out first.")
+            if run.path.parent not in {path.resolve() for path in self._folders()}:
+                raise RunError(f"{run.name} is a link to {run.path}, which is left alone.",
+                               "Delete it there.")
+            run.delete()
+            self._known.pop(run.path, None)
+
     def move(self, run: RunFolder, by: int) -> None:
         """A waiting run that many places back in the queue, or forward with a negative number. The
         order is that of the times in requests/start, so it survives a restart."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lycogui import toolviews
+from lycogui import toolviews, upkeep
 from lycogui.page import with_weights
 from lycogui.toolbox import Merge, Task, place_for
 from lycogui.workspace import Workspace, new_folder, run_id
@@ -90,6 +90,7 @@ def start(workspace: Workspace, settings: Any, task: Task) -> str:
         "whole": isinstance(settings, Merge) and settings.is_folder,
         "words": words}, ensure_ascii=False))
     workspace.jobs.launch(folder, [*words, "--follow", str(folder)])
+    upkeep.prune_records(workspace)
     return run_id(folder)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from lycogui import speed, toolviews
+from lycogui import extending, speed, toolviews, upkeep
 from lycogui.workspace import Workspace, run_id
 from lycoris import algorithms, config, devices, events, plan, report
 from lycoris.contestants import BASE
@@ -121,7 +121,7 @@ def all_runs(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
 
 def follow(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     """What is new in a run since `steps` points and `resumes` resumptions were seen."""
-    run = _find(workspace, given["run"])
+    run = workspace.known_run(given["run"])
     history = run.history()
     seen, resumes = int(given.get("steps", 0)), int(given.get("resumes", 0))
     reset = resumes != len(history.resumes) or seen > len(history.steps)
@@ -143,7 +143,7 @@ def follow(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
 
 def ask(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     """One of stop, cancel, save, sample, pause, resume, withdraw, up, down for a run."""
-    run = _find(workspace, given["run"])
+    run = workspace.known_run(given["run"])
     jobs, what = workspace.jobs, given["what"]
     if what == "stop":
         jobs.stop(run)
@@ -170,7 +170,7 @@ def ask(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
 
 def report_of(workspace: Workspace, names: Sequence[str]) -> tuple[str, str]:
     """(the report of these runs, a name for its file); of a pair A comes first."""
-    found = [_find(workspace, name) for name in names if name]
+    found = [workspace.known_run(name) for name in names if name]
     found.sort(key=lambda run: (_json(run.path / "plan.json").get("pair") or {}).get("side", ""))
     return report.of(found[:2]), f"{'-and-'.join(run.name for run in found[:2])}.html"
 
@@ -209,6 +209,8 @@ def stop_comparison(workspace: Workspace, given: dict[str, Any]) -> dict[str, An
 VIEWS: dict[str, Callable[[Workspace, dict[str, Any]], Any]] = {
     view.__name__: view for view in (status, gallery, epoch, save_caption, all_runs, follow, ask,
                                      comparison, stop_comparison, toolviews.tool,
+                                     extending.extension, extending.proceed,
+                                     upkeep.doomed, upkeep.delete_run,
                                      toolviews.cancel_tool, speed.calibration)}
 
 
@@ -247,7 +249,8 @@ def _run(workspace: Workspace, run: RunFolder) -> dict[str, Any]:
         "stopping": asdict(history.stopping)
         if history.stopping and state == "running" else None,
         "step": history.step,
-        "total": history.started.total_steps if history.started else made.get("steps", 0),
+        "total": _steps(run) if state == "waiting" else (
+            history.started.total_steps if history.started else made.get("steps", 0)),
         "loss": last.loss if last else None, "loss_avg": last.loss_avg if last else None,
         "pace": sum(pace) / len(pace) if pace else None,
         "left": seconds_left(history), "stage_left": history.stage_left,
@@ -261,7 +264,7 @@ def _run(workspace: Workspace, run: RunFolder) -> dict[str, Any]:
         "cached": asdict(history.cached) if history.cached else None,
         "error": asdict(history.failed) if history.failed else None,
         "bytes": run.adapter_file.stat().st_size if run.adapter_file.is_file() else None,
-        "folder": str(run.path),
+        "folder": str(run.path), "disk": upkeep.size_of(run.path),
     }
 
 
@@ -283,6 +286,14 @@ def _about_cached(file: Path, modified: int) -> str:
         return ""
 
 
+def _steps(run: RunFolder) -> int:
+    """As many as a run that waits will have: it may have been given more."""
+    try:
+        return int(config.read_toml(run.config_file)["train"]["steps"])
+    except (LycorisError, KeyError, ValueError):
+        return 0
+
+
 def _family(workspace: Workspace) -> Family | None:
     """The base model on screen; None where it cannot be used, which the header says."""
     if workspace.base_problem(workspace.config):
@@ -292,13 +303,6 @@ def _family(workspace: Workspace) -> Family | None:
 
 def _tokens(family: Family | None, texts: list[str]) -> Sequence[int | None]:
     return family.count_tokens(texts) if family else [None] * len(texts)
-
-
-def _find(workspace: Workspace, name: str) -> RunFolder:
-    for run in workspace.jobs.runs():
-        if run_id(run.path) == name:
-            return run
-    raise RunError("That run is no longer there.", "It may have been deleted or moved.")
 
 
 def _detail(described: dict[str, Any] | None) -> dict[str, Any]:

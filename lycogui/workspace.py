@@ -23,7 +23,7 @@ from lycogui.jobs import Jobs
 from lycoris import config, contestants, devices, durable, families, following, hub, knobs, plan
 from lycoris.data import folder, gather
 from lycoris.data.folder import Dataset
-from lycoris.errors import DatasetError, LycorisError
+from lycoris.errors import DatasetError, LycorisError, RunError
 from lycoris.families import Family
 from lycoris.plan import Plan
 from lycoris.runs import RunFolder
@@ -257,6 +257,13 @@ class Workspace:
         if not name:
             return next((run for run in found if (run.path / "request.json").is_file()), None)
         return next((run for run in found if run_id(run.path) == name), None)
+
+    def known_run(self, name: str) -> RunFolder:
+        """The run of that id; RunError where there is none."""
+        for run in self.jobs.runs():
+            if run_id(run.path) == name:
+                return run
+        raise RunError("That run is no longer there.", "It may have been deleted or moved.")
 
     def painted_root(self, name: str) -> Path | None:
         """The folder of the run or comparison with that id."""

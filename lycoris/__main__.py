@@ -21,7 +21,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import choices, config, durable, estimate, events, hub, readers, runs, survey, tools
+from . import (
+    choices,
+    config,
+    durable,
+    estimate,
+    events,
+    hub,
+    readers,
+    resuming,
+    runs,
+    survey,
+    tools,
+)
 from .arguments import parse
 from .errors import ConfigError, LycorisError, OutOfMemory, RunError
 from .follow import BEGAN, Followed, Signals, bug, failed, own_log
@@ -33,12 +45,6 @@ from .terminal import Terminal, mebibytes
 if TYPE_CHECKING:
     from .crew import Crew, Gone
     from .plan import Plan
-
-RESUMABLE = ("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.device",
-             "train.precision", "train.gradient_checkpointing", "train.compile", "train.split",
-             "train.retry_smaller", "train.offload", "train.block_swap", "train.validate_every",
-             "model.dtype", "optimizer.lr", "output.dtype", "sample.", "dataset.cache_limit",
-             "dataset.cache_folder")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -289,10 +295,7 @@ def _resumed(folder: RunFolder, settings: Sequence[str]) -> Config:
     if folder.state() == "running" and process != runs.Process.this():
         raise RunError(f"The run {folder.name} is going on already, as process "
                        f"{process.pid if process else 0}.", "Stop it first, or wait for its end.")
-    other = [text for text in settings if not text.startswith(RESUMABLE)]
-    if other:
-        raise ConfigError({text.partition("=")[0]: f"{text.partition('=')[0]} cannot change within "
-                           "a run; start a new one" for text in other})
+    resuming.refuse_others(text.partition("=")[0] for text in settings)
     try:
         run = config.load(folder.config_file, settings)
     except ConfigError as error:

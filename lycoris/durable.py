@@ -144,6 +144,17 @@ def remove(path: Path) -> None:
         raise disk_error(error, path, "deleted") from error
 
 
+def remove_folder(path: Path) -> None:
+    """Delete a folder and all in it; links in it go, what they lead to stays. It is out of sight at
+    once, whole, also where a file of it cannot be deleted."""
+    grave = path.parent / f".{path.name[:40]}.{secrets.token_hex(6)}.part"
+    try:
+        _patiently(lambda: path.rename(grave))
+        shutil.rmtree(grave)
+    except OSError as error:
+        raise disk_error(error, path, "deleted") from error
+
+
 def _patiently(act: Callable[[], object]) -> None:
     for pause in PAUSES:
         try:

@@ -307,6 +307,12 @@ class RunFolder:
                 # some network drives have no locks; whether its process lives was asked before
             yield
 
+    def delete(self) -> None:
+        """Delete the folder and all in it, for good; RunError where a process works in it."""
+        with self.locked():
+            pass  # let go before the folder moves: Windows would not let it
+        durable.remove_folder(self.path)
+
     def log_tail(self, lines: int = 30) -> str:
         try:
             with self.log_file.open("rb") as file:
@@ -333,7 +339,7 @@ def list_runs(folder: Path) -> list[RunFolder]:
     except FileNotFoundError:
         return []
     found = [RunFolder(entry.path) for entry in entries
-             if (Path(entry.path) / "config.toml").is_file()]
+             if not entry.name.startswith(".") and (Path(entry.path) / "config.toml").is_file()]
     return sorted(found, key=lambda run: run.config_file.stat().st_mtime, reverse=True)
 
 

@@ -30,7 +30,7 @@ FLOORS = {
         "dialects", "sources", "deltas", "outfile", "peftfolder", "provenance", "surprises",
         "weigher", "choose", "goals", "advice", "blame", "kohya", "recipes", "footprint", "holding",
         "memory", "relief", "machine", "disk", "outlook", "tracing", "activations",
-        "writing",
+        "writing", "resuming",
         "compiling", "feed", "conditions", "validating", "lesson", "learner", "keeping", "showing",
         "loading",
         "kohya_loss", "kohya_data", "kohya_blocks", "kohya_course",
@@ -52,7 +52,7 @@ FOR_THE_PAGE = {"runpresets", "known", "hub",
                 "relief", "machine", "disk", "outlook", "choose", "advice", "recipes",
                 "contestants", "optimizers", "schedules", "data.folder", "data.gather",
                 "data.captions", "data.epoch", "focus",
-                "promptfile", "report"}
+                "promptfile", "report", "resuming"}
 HEAVY = {"diffusers", "transformers", "accelerate", "bitsandbytes", "tokenizers"}
 CELLAR_MAY_USE = {"psutil"}  # a process's start time, on every system
 

@@ -35,7 +35,6 @@ from lycoris import (
     schedules,
     trainer,
 )
-from lycoris.__main__ import RESUMABLE
 from lycoris.data import cache
 from lycoris.errors import (
     AdapterError,
@@ -48,6 +47,7 @@ from lycoris.errors import (
     RunError,
 )
 from lycoris.families import sd
+from lycoris.resuming import RESUMABLE
 from lycoris.settings import Config, OptimizerConfig
 from lycoris.trainer import Session
 

@@ -10,7 +10,7 @@ lyco.parts.monitor = ({element, trigger}) => {
   const samples = h("div.pane", {}, h("p.h", {}, "Samples while training"), strip);
   const main = h("div.pane", {}, line, progress, notes, key, h("div.chart", {}, canvas, tip), buttons, log);
   const empty = h("div.pane", {}, h("div.empty", {}, h("b", {}, "No run yet"), "The settings on the left work as they are: press Train."));
-  const list = h("div.pane", {}, h("p.h", {}, "Queue and earlier runs"), h("table.algos.runs", {}, table));
+  const whole = h("span.num"), list = h("div.pane", {}, h("p.h", {}, "Queue and earlier runs", whole), h("table.algos.runs", {}, table));
   fill(element.querySelector(".monitor-root"), empty, main, samples, list);
   const plot = new lyco.Plot(canvas, tip);
   const held = new Map();  // id -> what follow has told so far
@@ -24,13 +24,15 @@ lyco.parts.monitor = ({element, trigger}) => {
     look();
   };
   const button = (text, action, title = "") => h("button.button", {onclick: action, title}, text);
+  const more = run => button("Continue …", () => asked(lyco.extend(run, look)), "With more steps, other samples or checkpoints");
+  const asked = dialog => dialog.catch(error => lyco.toast(error.message, "bad"));
   const actions = run => ({
     running: run.stopping ? [run.stopping.cancels ? button(`Leave out ${run.stopping.cancels}`, () => say(run, "cancel"), "Ends at once, without writing it; the adapter and the state are saved") : null].filter(Boolean) : [button("Stop and save", () => say(run, "stop")), run.paused ? button("Resume", () => say(run, "resume")) : button("Pause", () => say(run, "pause"), "Holds between two steps; what it has loaded stays in memory"),
       button("Sample now", () => say(run, "sample")), button("Save now", () => say(run, "save"))],
     starting: [button("Stop", () => say(run, "stop"))],
     waiting: [button("Take out of the queue", () => say(run, "withdraw"))],
-    stopped: [button("Resume", () => say(run, "resume"))], crashed: [button("Resume", () => say(run, "resume"))],
-    failed: [button("Resume", () => say(run, "resume"), "Goes on from the last checkpoint")], new: [button("Start", () => say(run, "resume"))], done: [],
+    stopped: [button("Resume", () => say(run, "resume")), more(run)], crashed: [button("Resume", () => say(run, "resume")), more(run)],
+    failed: [button("Resume", () => say(run, "resume"), "Goes on from the last checkpoint"), more(run)], new: [button("Start", () => say(run, "resume"))], done: [more(run)],
   }[run.state] || []);
 
   /* Blue is A and orange is B: a pair's own sides first, then the order on screen. */
@@ -55,6 +57,7 @@ lyco.parts.monitor = ({element, trigger}) => {
     const rows = [...runs].sort((a, b) => turn(a) - turn(b)), now = JSON.stringify([rows, queue, chosen, [...beside]]);
     if (now === drawnRows) return;
     drawnRows = now;
+    whole.textContent = runs.length > 1 ? `, ${lyco.memory(runs.reduce((sum, run) => sum + run.disk, 0))} on disk` : "";
     const focused = table.contains(document.activeElement) ? document.activeElement.dataset.key : "";  // rows are made anew, who works by keyboard stays where they are
     fill(table, ...rows.map(row));
     if (focused) { const again = [...table.querySelectorAll("[data-key]")].find(e => e.dataset.key === focused); (again?.disabled ? again.parentElement.querySelector("button:enabled") : again)?.focus(); }
@@ -92,13 +95,14 @@ lyco.parts.monitor = ({element, trigger}) => {
         ...steps.filter(Boolean).map(step => ({step, kind: "sample"})), ...one.saves.map(step => ({step, kind: "save"})), ...one.resumed_at.map(step => ({step, kind: "resume"}))]};
     }));
     const pair = [...beside].find(id => held.has(id) && partner(run).includes(id)) || [...beside].find(id => held.has(id)) || "";
-    const wanted = actions(run), text = [...wanted.map(b => b.textContent), run.id, !!run.bytes, pair, !!run.step].join();
+    const wanted = actions(run), text = [...wanted.map(b => b.textContent), run.id, run.state, !!run.bytes, pair, !!run.step].join();
     if (buttons.dataset.text !== text) {
       fill(buttons, ...wanted, run.bytes ? button("Compare", () => trigger("compare", {runs: [...runs.filter(r => r.bytes && partner(run).includes(r.id)), run].map(r => r.folder)})) : null,
         run.bytes ? button("Inspect", () => trigger("inspect", {adapter: run.folder}), "Its layers, metadata and recipe, on the Tools tab") : null,
         run.step || run.error ? h("a.button", {href: `/lyco/report/${run.id}${pair ? `?with=${pair}` : ""}`, target: "_blank", rel: "noopener", title: pair ? "Both runs and their difference as one page, in a new tab; save it from there" : "Settings, curves, samples, size, time and memory as one page, in a new tab; save it from there"}, "Report") : null,
         button("Load into the form", () => trigger("settings", {run: run.folder}), "Writes every setting of this run into the form"),
-        run.bytes ? button("Continue from it", () => trigger("proceed", {adapter: run.folder}), "A new run that starts as this adapter: fills the form") : null);
+        run.bytes ? button("New run from it", () => trigger("proceed", {adapter: run.folder}), "A new run that starts as this adapter: fills the form") : null,
+        ["running", "starting", "waiting"].includes(run.state) ? null : button("Delete …", () => asked(lyco.deleteRun(run, look)), "Its folder, after a question"));
       buttons.dataset.text = text;
     }
     logText.textContent = run.log || "Nothing in it.";
@@ -133,7 +137,8 @@ lyco.parts.monitor = ({element, trigger}) => {
       h("td", {title: run.folder}, h("b", {}, run.name)), h("td.note", {}, run.about),
       h("td", {title: short(run)}, h(`span.state.${run.paused ? "paused" : run.state}`, {}, place >= 0 ? `waiting, number ${place + 1}` : word(run))),
       h("td.n", {}, `${lyco.count(run.step)} / ${lyco.count(run.total)}`), h("td.n", {}, run.loss_avg === null ? "" : run.loss_avg.toFixed(4)),
-      h("td.n", {}, run.bytes ? lyco.mib(run.bytes) : ""),
+      h("td.n", {title: run.bytes ? "Its adapter" : ""}, run.bytes ? lyco.mib(run.bytes) : ""),
+      h("td.n.note", {title: "The whole folder: states, checkpoints, pictures, adapter"}, `${lyco.memory(run.disk)} on disk`),
       h("td", {}, place < 0 || queue.length < 2 ? null : h("span.moves", {}, mover(run, "up", "▲", "Earlier", place === 0), mover(run, "down", "▼", "Later", place === queue.length - 1)),
         run.id === chosen || run.loss_avg === null ? null : h("button", {"data-key": `${run.id} curve`, title: "Draw its curve over the other", onclick: event => {
         event.stopPropagation(); beside.has(run.id) ? beside.delete(run.id) : beside.add(run.id); look();

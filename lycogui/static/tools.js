@@ -82,7 +82,7 @@ lyco.parts.tools = ({element, props, trigger, watch}) => {
       head(name, result.file, "",
         recipe && button("Load into the form", () => trigger("recipe", {id: data.id}), "Writes every setting of its training into the form"),
         recipe && button("Train again with these settings", () => trigger("again", {id: data.id}), "A new run with exactly these settings"),
-        recipe && button("Continue from it", () => trigger("proceed", {adapter: result.file}), "A new run that starts as this adapter: fills the form"),
+        recipe && button("New run from it", () => trigger("proceed", {adapter: result.file}), "A new run that starts as this adapter: fills the form"),
         match?.matched ? button("Compare with the base", () => trigger("compare", {runs: data.sources})) : null),
       match && !match.whole ? h("p.note.warn", {}, `${match.text[0].toUpperCase()}${match.text.slice(1).replace(/\.$/, "")}.`) : null,
       off ? h("p.note.warn", {}, `${off} tensors are not read, the first is ${Object.keys(result.left_out)[0]}.`) : null,
