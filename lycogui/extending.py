@@ -12,7 +12,7 @@ from lycoris.errors import ConfigError, RunError
 from lycoris.runs import RunFolder
 
 FIELDS = ("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.validate_every",
-          "sample.every", "sample.prompts", "optimizer.lr")
+          "sample.every", "optimizer.lr", "sample.prompts")
 FIXED = ("Base model, pictures, network, batch, seed, loss, optimiser and schedule stay: the steps "
          "that are done were made with them, and with others it would be another run. For that "
          "load its settings into the form, or start a new run from its adapter.")

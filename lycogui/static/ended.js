@@ -33,7 +33,7 @@ lyco.extend = async (run, done) => {
     lyco.toast(`${run.name} is in the queue.`);
     done();
   };
-  const box = lyco.dialog(`Continue ${run.name}`, h("p.note", {}, `It goes on after step ${lyco.count(found.step)}; it was to have ${lyco.count(found.total)}.`),
+  const box = lyco.dialog(`Continue ${run.name}`, h("p.note", {}, `${lyco.count(found.step)} of ${lyco.count(found.total)} steps are done and saved.`),
     h("div.fields", {}, ...found.fields.map(field)), told, wrong, h("p.note", {}, found.fixed),
     h("div.row", {}, h("span.grow"), h("button.button", {onclick: () => box.close()}, "Cancel"), h("button.button.on", {onclick: go}, "Continue")));
   inputs.get("train.steps").focus();
