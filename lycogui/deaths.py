@@ -59,6 +59,8 @@ def post_mortem(code: int | None, before: dict[str, int], now: dict[str, int],
         return events.Failed("crashed", message, fix)
     how = "" if code is None else f", {_named(code)}"
     said = f" Its last line: {last}" if last else ""
+    if code is None and before:  # whose child it was has ended: how it died nobody was told
+        said += " The system has not run out of memory meanwhile."
     return events.Failed("crashed", f"The engine ended without a word{how}.{said}",
                          f"log.txt in the run folder has its last lines; {AGAIN}")
 

@@ -392,6 +392,7 @@ def test_fields_that_an_algorithm_lacks_are_off(algo: str, off: set[str]) -> Non
     looks = algorithm.uses(algo)
     assert {path for path, each in looks.items() if not each["interactive"]} == off
     assert looks.keys() == algorithm.uses("lora").keys(), "what one turns off, another turns on"
+    assert not looks.keys() & algorithm.dora_looks(True).keys(), "these follow DoRA alone"
 
 
 def test_a_match_that_is_far_off_is_told(workspace: Workspace,

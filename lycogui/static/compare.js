@@ -88,7 +88,7 @@ lyco.parts.compare = ({element}) => {
       onclick: () => { mode = name; draw(true); }}, name))), h("span.note.num", {}, stage),
       busy ? h("div.progress.small", {}, h("i", {style: {width: `${100 * data.cells.length / total}%`}})) : null, h("span.grow"),
       busy ? h("button.button", {onclick: async () => { await lyco.api("stop_comparison", {id: data.id}); look(); }}, "Stop") : null,
-      data.grid ? h("a.button", {href: data.grid, download: "comparison.png", title: data.folder}, "Save grid") : null];
+      data.grid && data.cells.length ? h("a.button", {href: data.grid, download: "comparison.png", title: data.folder}, "Save grid") : null];
   };
 
   const draw = force => {

@@ -45,7 +45,8 @@ def build(page: Page) -> None:
                 form.place("algorithm more")
         with gr.Column(scale=4):
             page["plan"] = mount("plan", "<div class='plan-root'></div>", EVENTS, elem_id="plan")
-    for path, looks in uses(form.start.network.algo).items():
+    network = form.start.network
+    for path, looks in (uses(network.algo) | dora_looks(network.dora_wd)).items():
         for name, value in looks.items():
             setattr(form.widgets[path], name, value)
 
@@ -92,6 +93,10 @@ def connect_options(page: Page) -> None:
 
     on(algo.change, options_of, inputs=[algo, start], outputs=[
         *groups.values(), *(form.widgets[path] for path in uses(algo.value)), start])
+    dora = form.widgets["network.dora_wd"]
+    dora.change(lambda on: [gr.update(**looks) for looks in dora_looks(on).values()], inputs=dora,
+                outputs=[form.widgets[path] for path in dora_looks(False)],
+                show_progress="hidden", api_visibility="private")
 
 
 def connect_views(page: Page) -> None:
@@ -211,6 +216,11 @@ def uses(algo: str) -> dict[str, dict[str, Any]]:
         path: {"info": text, "interactive": text != unused} for path, text in helps.items()}
     found["network.rs_lora"] = {"interactive": entry.scaled}
     return found
+
+
+def dora_looks(on: bool) -> dict[str, dict[str, Any]]:
+    """The same for the fields that mean something with DoRA only."""
+    return {path: {"interactive": on} for path in ("network.wd_on_output", "network.dora_detach")}
 
 
 def about(run: Config) -> str:

@@ -113,10 +113,12 @@ def build_sources(page: Page) -> None:
                                        elem_id="tool-adapters")
         page["merge weights"] = gr.Textbox(label="Weights", placeholder="all 1, or 1, 0.8",
                                            elem_id="tool-weights")
-    with gr.Row(elem_classes="folder-row for-extract"):
+    with gr.Column(elem_classes="bare for-extract"):
         page["tuned"] = gr.Textbox(label="Tuned model", elem_id="tool-tuned",
-                                   placeholder="a .safetensors file, or a folder", scale=3)
-        page["tuned choose"] = gr.Button("Choose", size="md", min_width=80, scale=0)
+                                   placeholder="a .safetensors file, or a folder")
+        with gr.Row():
+            page["tuned file"] = gr.Button("Choose file", size="md", min_width=120)
+            page["tuned folder"] = gr.Button("Choose folder", size="md", min_width=120)
     page["tool facts"] = gr.HTML(apply_default_css=False, elem_id="tool-facts")
 
 
@@ -206,7 +208,12 @@ def connect_looks(page: Page, sources: Mapping[str, Any], inputs: set[Any]) -> N
         return [gr.update(choices=with_chosen(known, [one] if one else []), value=one),
                 gr.update(choices=with_chosen(known, several or []))]
 
-    def browse(path: str) -> Any:
+    @shown
+    def choose_file(path: str) -> Any:
+        return dialogs.choose_file(config.find(path), ".safetensors") or gr.skip()
+
+    @shown
+    def choose_folder(path: str) -> Any:
         return dialogs.choose_folder(config.find(path)) or gr.skip()
 
     on(tool.change, choose, inputs=[tool, page["tool view"]],
@@ -217,7 +224,9 @@ def connect_looks(page: Page, sources: Mapping[str, Any], inputs: set[Any]) -> N
     on(page["tool view"].done, look, inputs=inputs, outputs=shown_by)  # a name is taken by now
     for event in (page["tools tab"].select, page["tool view"].done):
         on(event, fresh, inputs=[adapter, adapters], outputs=[adapter, adapters])
-    on(page["tuned choose"].click, shown(browse), inputs=page["tuned"], outputs=page["tuned"])
+    tuned = page["tuned"]
+    on(page["tuned file"].click, choose_file, inputs=tuned, outputs=tuned)
+    on(page["tuned folder"].click, choose_folder, inputs=tuned, outputs=tuned)
 
 
 def connect_start(page: Page, sources: Mapping[str, Any], inputs: set[Any]) -> None:
