@@ -37,8 +37,6 @@ from lycoris.settings import Config, NetworkConfig
 
 MIB = 2**20
 KIN = {"sd15": "sd15", "sd21": "sd15", "sdxl": "sdxl"}  # {known model: whose presets suit it}
-PARTS = {"unet": "UNet", "text_encoder": "text encoder",
-         "text_encoder_2": "second text encoder"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def card(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
     """The plan as the page draws it, with the view that is open."""
     sizes, dataset, run = made.sizes, made.dataset, made.config
     parts = " and ".join(
-        f"{group.parameters:,} in {group.modules} layers of the {PARTS.get(part, part)}"
+        f"{group.parameters:,} in {group.modules} layers of the {memory.PARTS.get(part, part)}"
         for part, group in sizes.parts.items())
     return {
         "model": made.family.title, "by_name": made.family.known is not None,

@@ -21,6 +21,7 @@ from .data import buckets, wording
 from .data.cache import GROUP, GROUP_PIXELS
 from .footprint import Table, at
 from .plan import Plan
+from .presets import PARTS
 from .settings import Config
 
 MIB = 2**20
@@ -141,7 +142,7 @@ def _phases(plan: Plan, device: str, table: Table | None, frugal: bool) -> list[
     base = [*fixed, *weights, *cache]
     gradients = sum(4 * a.parameters() for a in plan.assignments)
     update = _update_bytes(plan, device)
-    away = {f"{part.replace('_', ' ')} weights" for part in resting(plan, device)}
+    away = {_weights_of(part) for part in resting(plan, device)}
     at_work = [item for item in base if item.name not in away]
     phases = [Phase(UPDATING, (*at_work, *adapter, state,
                                        Item("gradients", "gradients", gradients),
@@ -228,11 +229,15 @@ def _weights(plan: Plan, device: str, table: Table | None) -> Iterator[Item]:
     waiting, largest = _waiting(plan, device)
     for part, count in numbers.items():
         away = waiting if part == next(iter(plan.family.prefixes)) else 0
-        yield Item("weights", f"{part.replace('_', ' ')} weights",
+        yield Item("weights", _weights_of(part),
                    round((count - away) * (4 if part == "vae" and not plan.family.half_vae
                                            else width) - saved[part]))
     if waiting:
         yield Item("temporary", "a swapped block's weights", round(largest * width))
+
+
+def _weights_of(part: str) -> str:
+    return f"{PARTS.get(part, part)} weights"
 
 
 def _waiting(plan: Plan, device: str) -> tuple[int, int]:

@@ -33,7 +33,8 @@ EVERYTHING = "full"
 # {class: (kind, dimensions of the weight)} of single layers, the same in every family.
 SINGLE = {"Linear": ("linear", 2), "Conv1d": ("conv", 3), "Conv2d": ("conv", 4),
           "Conv3d": ("conv", 5)}
-PARTS = {"unet": "UNet"}
+PARTS = {"unet": "UNet", "text_encoder": "text encoder",
+         "text_encoder_2": "second text encoder", "vae": "VAE"}  # as a person calls them
 SHOWN = 6  # names in a message
 
 
@@ -68,7 +69,7 @@ class Selection:
         """What was matched, in sentences: by part, and by target in the preset's order."""
         listed = ", ".join(
             f"{self.counts.get(part, 0)} of {count} in the "
-            f"{PARTS.get(part, part.replace('_', ' '))}" for part, count in self.offered.items())
+            f"{PARTS.get(part, part)}" for part, count in self.offered.items())
         said = [f"Of the layers {self.preset} takes {listed}."]
         if named := [f"{text} ({count})" for text, count in self.matched.items() if count]:
             said.append(f"By target: {_listed(named)}.")

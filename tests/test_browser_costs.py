@@ -36,7 +36,7 @@ def test_a_model_that_is_not_there_is_measured(app: App, page: Any) -> None:
     page.wait_for_function(f"text => {FIRST} !== text", arg=before)
     settled(app, "dim", "32")
     shown = see(page, "Memory")
-    assert "unet weights" in shown.inner_text()
+    assert "UNet weights" in shown.inner_text()
     tab(page, "Train")
     page.locator("#train").click()
     page.get_by_text("is not a model of that shape").first.wait_for()

@@ -136,7 +136,7 @@ def test_memory_and_its_savings_know_it(settings: Settings) -> None:
     assert weights(made, "cpu") == weights(swapped, "cpu")
     before, after = weights(made, "cuda"), weights(swapped, "cuda")
     blocks = swapping.sizes(layer for layer in made.family.layers if layer.part == "unet")
-    assert before["unet weights"] - after["unet weights"] == 2 * sum(blocks.values())  # in bf16
+    assert before["UNet weights"] - after["UNet weights"] == 2 * sum(blocks.values())  # in bf16
     assert after["a swapped block's weights"] == 2 * max(blocks.values())
     offered = [saving.values for saving in relief.savings(made, "cuda")[0]]
     assert any("train.block_swap" in values for values in offered)

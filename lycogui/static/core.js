@@ -101,7 +101,7 @@ lyco.count = n => n.toLocaleString("en-US");
 lyco.mib = bytes => `${(bytes / 2 ** 20).toFixed(2)} MiB`;
 lyco.gib = bytes => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
 /* Memory: what is below a GiB in MiB. */
-lyco.memory = bytes => bytes < 2 ** 30 ? `${Math.round(bytes / 2 ** 20)} MiB` : lyco.gib(bytes);
+lyco.memory = bytes => bytes < 2 ** 20 ? `${(bytes / 2 ** 20).toFixed(2)} MiB` : bytes < 2 ** 30 ? `${Math.round(bytes / 2 ** 20)} MiB` : lyco.gib(bytes);
 
 /* Is the user typing? Then keys are theirs. */
 lyco.typing = () => ["INPUT", "TEXTAREA", "SELECT"].includes(document.activeElement?.tagName) || document.activeElement?.isContentEditable;

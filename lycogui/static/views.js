@@ -65,13 +65,13 @@ lyco.views.needs = (root, data, {trigger}) => {
   fill(root,
     h("p.note", {}, h("b", {}, lyco.memory(data.peak)), ` at the highest moment, ${data.phase}; `, h("b", {}, lyco.memory(data.free)), ` of ${lyco.memory(data.total)} are free on ${data.name}.`),
     data.missing ? h("p.note.warn", {}, data.missing) : null,
-    h("div.stack", {role: "img", "aria-label": `${lyco.memory(data.peak)} of memory`}, ...items.map(item => h(`i.kind-${item.kind}`, {style: {width: share(item.bytes)}, title: `${item.name}: ${lyco.mib(item.bytes)}`})),
+    h("div.stack", {role: "img", "aria-label": `${lyco.memory(data.peak)} of memory`}, ...items.map(item => h(`i.kind-${item.kind}`, {style: {width: share(item.bytes)}, title: `${item.name}: ${lyco.memory(item.bytes)}`})),
       near && h("b", {style: {left: share(data.free)}, title: `${lyco.memory(data.free)} free`})),
-    h("table.algos.items", {}, h("tbody", {}, ...items.map(item => h("tr", {}, h("td", {}, h(`i.swatch.kind-${item.kind}`), item.name), h("td.n", {}, lyco.mib(item.bytes)))))),
+    h("table.algos.items", {}, h("tbody", {}, ...items.map(item => h("tr", {}, h("td", {}, h(`i.swatch.kind-${item.kind}`), item.name), h("td.n", {title: lyco.mib(item.bytes)}, lyco.memory(item.bytes)))))),
     over && data.enough === null ? h("p.note.warn", {}, "It does not fit, and no setting below makes it fit. Choose a smaller model or free some memory.") : null,
     data.savings.length ? h("p.h.below", {}, over ? "What would make it fit, the cheapest to give up first" : "What would lower it") : null,
-    data.savings.length ? h("table.algos", {}, h("tbody", {}, ...data.savings.map((s, i) => h(over && i < needed.length ? "tr.on" : "tr", {},
-      h("td", {}, s.text), h("td.n", {}, `−${lyco.mib(s.bytes)}`), h("td.n", {title: "what is left, with those above"}, lyco.memory(s.peak)),
+    data.savings.length ? h("table.algos", {}, h("thead", {}, h("tr", {}, h("th", {}, "Setting"), h("th.n", {}, "Saves"), h("th.n", {title: "With this and all above it"}, "Peak after it and those above"), h("th"))), h("tbody", {}, ...data.savings.map((s, i) => h(over && i < needed.length ? "tr.on" : "tr", {},
+      h("td", {}, s.text), h("td.n", {}, `−${lyco.memory(s.bytes)}`), h("td.n", {}, lyco.memory(s.peak)),
       h("td", {}, h("button", {onclick: () => take([s])}, "apply")))))) : null,
     over && needed.length ? h("div.row", {}, h("button.button", {onclick: () => take(needed)}, needed.length > 1 ? `Apply the first ${needed.length}` : "Apply the first")) : null);
 };
