@@ -25,6 +25,7 @@ from lycoris.errors import LycorisError, RunError
 from lycoris.runs import Process, RunFolder
 
 POLL = 0.5  # seconds between two looks
+SHORT = 3.0  # seconds to stop for a job with nothing to lose
 QUIET = 30.0  # seconds without any sign of life after which a stop becomes a terminate, then a kill
 DEAF = 600.0  # the same for a process that computes but says nothing, as in one very long step
 
@@ -137,6 +138,22 @@ class Jobs:
         run.request("stop")
         if process is not None:
             threading.Thread(target=self._escalate, args=(run, process), daemon=True).start()
+
+    def end(self, run: RunFolder) -> None:
+        """Stop a job that loses nothing by it: one that does not listen soon is killed."""
+        child, process = self._children.get(run.path), run.process
+        if child is not None and child.poll() is None:
+            process = Process.of(child.pid)
+        run.request("stop")
+
+        def wait() -> None:
+            until = time.monotonic() + SHORT
+            while process is not None and process.alive:
+                if time.monotonic() > until:
+                    return _kill(process)
+                time.sleep(0.1)
+
+        threading.Thread(target=wait, daemon=True).start()
 
     def launch(self, folder: Path, arguments: Sequence[str]) -> RunFolder:
         """Start any verb that follows the run-folder protocol in `folder`, beside the queue."""

@@ -25,7 +25,7 @@ def build(workspace: Workspace) -> gr.Blocks:
     page = Page(workspace, Form(workspace.config))
     with gr.Blocks(title="lycogui", fill_width=True, analytics_enabled=False,
                    delete_cache=(3600, 86400)) as blocks:
-        page["header"] = mount("header", MARK, ("base",), elem_id="header-block")
+        page["header"] = mount("header", MARK, ("base", "fetched"), elem_id="header-block")
         base.build(page)
         with gr.Tabs() as page.tabs:
             with gr.Tab("Dataset", id="dataset"):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from lycogui import extending, speed, toolviews, upkeep
+from lycogui import extending, fetching, speed, toolviews, upkeep
 from lycogui.workspace import Workspace, run_id
 from lycoris import algorithms, config, devices, events, plan, report
 from lycoris.contestants import BASE
@@ -42,7 +42,7 @@ def status(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     return {"base": base, "device": asdict(devices.look(workspace.device)),
             "job": _run(workspace, active) if active else None,
             "beside": [run.path.parent.name for run in workspace.jobs.beside()],
-            "waiting": len(workspace.jobs.waiting())}
+            "waiting": len(workspace.jobs.waiting()), "fetching": fetching.going(workspace)}
 
 
 def gallery(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +211,9 @@ VIEWS: dict[str, Callable[[Workspace, dict[str, Any]], Any]] = {
                                      comparison, stop_comparison, toolviews.tool,
                                      extending.extension, extending.proceed,
                                      upkeep.doomed, upkeep.delete_run,
-                                     toolviews.cancel_tool, speed.calibration)}
+                                     toolviews.cancel_tool, speed.calibration,
+                                     fetching.offer, fetching.download, fetching.start_download,
+                                     fetching.stop_download)}
 
 
 def thinned(steps: list[events.Step], most: int) -> list[events.Step]:

@@ -6,21 +6,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pytest
 from conftest import TINY_SD
+from small_hub import NAME, SHA, Hub, files_of
 
 from lycoris import __main__, config, events, families, hub, modelfiles, plan
 from lycoris.errors import DiskError, ModelFileError, NotDownloaded
 from lycoris.progress import Progress, Stopped
 
-NAME, SHA = "someone/small-sd", "c" * 40
 SECRET = "hf_token_that_is_never_shown"
 
 
@@ -48,62 +44,12 @@ def cached(cache: Path, base: Path) -> Path:
     return home / "snapshots" / SHA
 
 
-class Hub:
-    """A server that answers for one repository as Hugging Face does; `refuse` is the answer to all,
-    {path: content} its files."""
-
-    def __init__(self, files: dict[str, bytes]):
-        self.files, self.asked = files, []
-        self.refuse: tuple[int, str] | None = None
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                hub.answer(self)
-
-            do_HEAD = do_GET
-
-            def log_message(self, *_: Any) -> None:
-                """Nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def answer(self, call: BaseHTTPRequestHandler) -> None:
-        path = unquote(urlsplit(call.path).path)
-        self.asked.append((call.command, path))
-        headers = {"X-Repo-Commit": SHA, "Content-Type": "application/json"}
-        status, body = 200, b"{}"
-        api, file = f"/api/models/{NAME}", path.partition(f"/resolve/{SHA}/")[2] or path.partition(
-            "/resolve/main/")[2]
-        if self.refuse:
-            status, headers["X-Error-Code"] = self.refuse
-        elif path == api:
-            body = json.dumps({"id": NAME, "sha": SHA, "siblings": [
-                {"rfilename": name, "size": len(data)} for name, data in self.files.items()]
-            }).encode()
-        elif path.startswith(f"/{NAME}/resolve/") and file in self.files:
-            body = self.files[file]
-            headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()}"'
-        else:
-            status, headers["X-Error-Code"] = 404, "RepoNotFound"
-        call.send_response(status)
-        for key, value in headers.items():
-            call.send_header(key, value)
-        call.send_header("Content-Length", str(len(body)))
-        call.end_headers()
-        if call.command == "GET":
-            call.wfile.write(body)
-
-
 @pytest.fixture
 def remote(cache: Path, small_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """The small base with its UNet in two precisions, and what nobody wants."""
     from huggingface_hub import constants
 
-    files = {file.relative_to(small_base).as_posix(): file.read_bytes()
-             for file in small_base.rglob("*") if file.is_file()}
+    files = files_of(small_base)
     whole = files["unet/diffusion_pytorch_model.safetensors"]
     files |= {"unet/diffusion_pytorch_model.fp16.safetensors": whole,
               "unet/diffusion_pytorch_model.bin": b"x", "text_encoder/model.ckpt": b"x",
@@ -115,8 +61,7 @@ def remote(cache: Path, small_base: Path, monkeypatch: pytest.MonkeyPatch) -> It
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setenv("HF_TOKEN", SECRET)
     yield made
-    made.server.shutdown()
-    made.server.server_close()
+    made.close()
 
 
 def test_a_name_is_used_from_the_cache(cache: Path, small_base: Path, tmp_path: Path,

@@ -116,7 +116,7 @@ def test_the_tokenizer_is_looked_for_and_asked_for(
                 lambda: family.count_tokens(TEXTS)):
         with pytest.raises(ModelFileError, match="no tokenizer") as caught:
             ask()
-        assert "hf download openai/clip-vit-large-patch14" in caught.value.fix
+        assert "lycoris download openai/clip-vit-large-patch14" in caught.value.fix
     with pytest.raises(ModelFileError, match="nowhere has none"):
         families.open_base(file, chosen=Chosen(tokenizer=tmp_path / "nowhere")).require_files()
     for chosen in (TINY_SD, TINY_SD / "tokenizer"):

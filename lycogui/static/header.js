@@ -7,7 +7,7 @@ lyco.parts.header = ({element, trigger}) => {
   const device = h("button.chip", {onclick: () => details.toggleAttribute("hidden")});
   const BESIDE = {comparisons: "Painting a comparison", tools: "A tool is at work"};
   let goal = "Train";
-  const job = h("button.chip", {title: "Go to what runs", onclick: () => lyco.tab(goal)});
+  const job = h("button.chip", {title: "Go to what runs", onclick: () => goal ? lyco.tab(goal) : trigger("base")});
   const details = h("div.popover", {hidden: true});
   bar.append(base, device, details, h("span.grow"), h("span.offline", {}, "lycogui does not answer"), job);
   const meter = share => h("span.meter", {}, h("i", {style: {width: `${Math.round(100 * share)}%`}}));
@@ -22,9 +22,10 @@ lyco.parts.header = ({element, trigger}) => {
     device.title = d.problem || `${lyco.gib(d.free)} free of ${lyco.gib(d.total)}`;
     fill(device, d.problem ? "GPU not used" : d.name, h("small.num", {}, `${lyco.gib(used)} of ${lyco.gib(d.total)}`), meter(used / d.total));
     fill(details, h("b", {}, d.name), h("p", {}, `${lyco.gib(d.free)} of ${lyco.gib(d.total)} memory free.`), d.problem && h("p.bad", {}, d.problem));
+    lyco.watchFetch(now.fetching, () => trigger("fetched"));
     const run = now.job, queue = now.waiting ? `, ${now.waiting} waiting` : "";
-    const kind = now.beside.find(name => name in BESIDE), other = kind ? BESIDE[kind] : now.beside.length ? "Measuring" : "";
-    goal = run || !kind ? "Train" : kind === "tools" ? "Tools" : "Compare";
+    const kind = now.beside.find(name => name in BESIDE), other = kind ? BESIDE[kind] : now.fetching ? "Downloading" : now.beside.length ? "Measuring" : "";
+    goal = kind === "tools" && !run ? "Tools" : kind && !run ? "Compare" : now.fetching && !run ? "" : "Train";
     if (!run) return fill(job, other && h("span.dot"), h("small", {}, (other || "Nothing running") + queue));
     const left = run.left === null ? "" : `, ${lyco.time(run.left)} left`;
     const doing = run.paused ? `paused at step ${run.step}` : run.step ? `${run.step} / ${run.total}${left}` : run.stage ? run.stage.name : run.state;

@@ -12,6 +12,7 @@ import gradio as gr
 from lycogui import dialogs
 from lycogui.guard import shown, tell
 from lycogui.page import Page, on
+from lycogui.parts import mount
 from lycoris import config, following
 from lycoris.config import LEAVES
 from lycoris.errors import LycorisError
@@ -28,6 +29,7 @@ def build(page: Page) -> None:
                 page.form.place("base")
             with gr.Column(scale=2):
                 page["base facts"] = gr.HTML(apply_default_css=False)
+                mount("fetch", "<div class='fetch-root'></div>", elem_id="fetch")
                 with gr.Row():
                     page["base file"] = gr.Button("Choose file", size="md", min_width=120)
                     page["base folder"] = gr.Button("Choose folder", size="md", min_width=120)
@@ -87,11 +89,13 @@ def connect(page: Page) -> None:
               on(page["base folder"].click, choose_folder, inputs=base, outputs=base),
               on(page["base embedded"].click, lambda: EMBEDDED, outputs=base)]
     # Not whenever it changes: settings that are loaded bring their base with them.
-    for event in (base.submit, base.blur, closed.then, *(each.then for each in chosen)):
+    fetched = page["header"].fetched  # what the base lacked has come
+    for event in (base.submit, base.blur, closed.then, fetched, *(each.then for each in chosen)):
         on(event, follow, inputs=form.inputs, outputs=form.inputs, trigger_mode="always_last")
     page["follow"] = follow
     on(page["base settings"].click, recommended, inputs=form.inputs, outputs=form.inputs)
-    for event in (base.change, form.widgets["model.family"].change, page["header"].base):
+    for event in (base.change, form.widgets["model.family"].change, page["header"].base,
+                  fetched):
         on(event, facts, inputs=form.inputs, outputs=page["base facts"],
            trigger_mode="always_last")
 
