@@ -14,7 +14,7 @@ from typing import Any
 from . import choices, config
 from .errors import LycorisError, RunError
 from .follow import Signals
-from .settings import ModelConfig
+from .settings import DatasetConfig, ModelConfig
 from .terminal import Terminal, as_data, mebibytes, table
 
 TABLE = "table"
@@ -85,7 +85,7 @@ def _answer(base: Iterable[str], line: str) -> Mapping[str, Any]:
         values = _object(line)
         made = config.settings(base, values)
         return plan.make(made, family=_family(made.model),
-                         dataset=_dataset(made.dataset.folder), need_dataset=False).summary()
+                         dataset=_dataset(made.dataset), need_dataset=False).summary()
     except LycorisError as error:
         return {"error": as_data(error)}
 
@@ -109,14 +109,20 @@ def _family(model: ModelConfig) -> Any:
     return families.open_chosen(model)
 
 
-@functools.lru_cache(maxsize=8)
-def _dataset(folder: str) -> Any:
-    from .data.folder import scan
+def _dataset(settings: DatasetConfig) -> Any:
+    from .data import gather
 
     try:
-        return scan(config.find(folder))
+        return gather.gather(settings, _scanned)
     except LycorisError:
         return None  # an estimate without pictures
+
+
+@functools.lru_cache(maxsize=8)
+def _scanned(folder: Path) -> Any:
+    from .data.folder import scan
+
+    return scan(folder)
 
 
 def guideline(terminal: Terminal) -> int:

@@ -45,6 +45,29 @@ def test_a_model_that_is_not_there_is_measured(app: App, page: Any) -> None:
     settled(app, "family", '"auto"')
 
 
+def test_the_plot_of_sizes_goes_by_keys(app: App, page: Any) -> None:
+    tab(page, "Algorithm")
+    page.wait_for_selector(".plan .v")
+    fill(page, "network.dim", "8")
+    settled(app, "dim", "8")
+    see(page, "Size by dim")
+    canvas, tip = page.locator("canvas.curves"), page.locator(".view .tip")
+    canvas.focus()
+    for key, text in (("ArrowRight", "LoRA, dim 8"), ("ArrowRight", "LoRA, dim 12"),
+                      ("ArrowUp", ", dim 12")):
+        canvas.press(key)
+        tip.get_by_text(text).wait_for()
+    assert "LoRA, dim" not in tip.inner_text().replace("DyLoRA", "").replace("T-LoRA", "")
+    canvas.press("ArrowDown")
+    canvas.press("ArrowLeft")
+    canvas.press("ArrowLeft")
+    tip.get_by_text("LoRA, dim 6").wait_for()
+    canvas.press("Enter")
+    settled(app, "dim", "6")
+    page.get_by_role("button", name="Undo").click()
+    settled(app, "dim", "8")
+
+
 def test_what_a_view_suggests_is_taken_and_undone(app: App, page: Any) -> None:
     tab(page, "Algorithm")
     page.wait_for_selector(".plan .v")

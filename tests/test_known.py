@@ -155,6 +155,17 @@ def test_a_batch_answers_line_by_line(batch: Callable[..., list[dict[str, Any]]]
     assert "block size" in found[5]["error"]["message"]
 
 
+def test_a_batch_counts_pictures_as_one_estimate_does(
+        batch: Callable[..., list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{}, {"dataset.repeats": 3}, {"dataset.validation": 0.25}]
+    for values, found in zip(lines, batch("\n".join(map(json.dumps, lines))), strict=True):
+        assert main(["estimate", *(f"{path}={value}" for path, value in values.items()),
+                     "--json"]) == 0
+        alone = json.loads(capsys.readouterr().out)
+        assert found["pictures"] == alone["pictures"]
+        assert found["batches_per_epoch"] == alone["batches_per_epoch"]
+
+
 def test_a_batch_of_a_file_and_of_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "many.jsonl"
     file.write_text('{"network.dim": 4}\n', "utf-8")

@@ -22,6 +22,7 @@ from lycoris import (
     loading,
     memory,
     plan,
+    presets,
     quantised,
     tracing,
     trainer,
@@ -81,7 +82,7 @@ def test_the_prediction_of_memory_knows_its_bytes(settings: Callable[..., config
     made, whole = plan.make(run), plan.make(settings())
     model, plain = _loaded(run), _loaded(settings())
     for part in ("unet", "text_encoder"):
-        name = f"{part.replace('_', ' ')} weights"
+        name = f"{presets.PARTS[part]} weights"
         told, before = (next(i.bytes for i in memory.predict(each, "cpu").items if i.name == name)
                         for each in (made, whole))
         assert before - told == pytest.approx(

@@ -153,6 +153,6 @@ def test_memory_counts_both_text_encoders(run: Callable[..., config.Config], bas
     found = memory.predict(made, "cpu")
     names = {item.name: item.bytes for item in found.phases[0].items}
     model = made.family.load(CPU, torch.float32)
-    for part, module in (("text encoder", model.encoders[0].module), ("unet", model.unet),
-                         ("text encoder 2", model.encoders[1].module), ("vae", model.vae)):
+    for part, module in (("text encoder", model.encoders[0].module), ("UNet", model.unet),
+                         ("second text encoder", model.encoders[1].module), ("VAE", model.vae)):
         assert names[f"{part} weights"] == 4 * sum(p.numel() for p in module.parameters()), part

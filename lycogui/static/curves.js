@@ -5,7 +5,36 @@ lyco.Curves = class extends lyco.Chart {
     Object.assign(this, {take, near: null});
     canvas.addEventListener("mousemove", event => { this.near = this.nearest(event.offsetX, event.offsetY); this.draw(); });
     canvas.addEventListener("mouseleave", () => { this.near = null; this.draw(); });
-    canvas.addEventListener("click", () => this.near && this.take(this.near.algo, this.near.point[0]));
+    canvas.addEventListener("click", () => this.near && this.take(this.near.algo, this.near.dim));
+    canvas.addEventListener("keydown", event => this.walk(event));
+    canvas.addEventListener("blur", () => { this.near = null; this.draw(); });
+  }
+
+  /* Left and right to another dim, up and down to the next larger or smaller algorithm there, Enter to take it. */
+  walk(event) {
+    const step = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1]}[event.key], {near, data} = this;
+    if (event.key === "Enter" && near) return this.take(near.algo, near.dim);
+    if (event.key === "Escape") this.near = null;
+    else if (!step || !data?.lines.length) return;
+    else this.near = near ? this.beyond(near, ...step) : this.start();
+    event.preventDefault();
+    this.draw();
+  }
+
+  start() {
+    const line = this.data.lines.find(line => line.algo === this.data.chosen) || this.data.lines[0];
+    return this.spot(line, line.points.find(p => p[0] === this.data.dim) || line.points[0]);
+  }
+
+  /* A point of a line; an algorithm without dim leaves the dim as it is. */
+  spot(line, point, dim = this.data.dim) { return {algo: line.algo, label: line.label, fixed: line.fixed, point, dim: line.fixed ? dim : point[0]}; }
+
+  beyond({algo, dim}, across, up) {
+    const at = line => line.points.reduce((best, p) => Math.abs(Math.log2(p[0] / dim)) < Math.abs(Math.log2(best[0] / dim)) ? p : best);
+    const lines = up ? [...this.data.lines].sort((a, b) => at(a)[1] - at(b)[1]) : this.data.lines;
+    const place = lines.findIndex(line => line.algo === algo), line = lines[Math.max(0, Math.min(lines.length - 1, place + up))];
+    const points = line.points, here = points.indexOf(at(line));
+    return this.spot(line, points[Math.max(0, Math.min(points.length - 1, here + across))], dim);
   }
 
   /* {dim, chosen, lines: [{algo, label, fixed, points: [[dim, bytes, parameters]]}]} */
@@ -27,7 +56,7 @@ lyco.Curves = class extends lyco.Chart {
     let found = null, least = 24;
     for (const line of this.data.lines) for (const point of line.points) {
       const away = Math.hypot(x(point[0]) - px, y(point[1]) - py);
-      if (away < least) { least = away; found = {algo: line.algo, label: line.label, point}; }
+      if (away < least) { least = away; found = this.spot(line, point); }
     }
     return found;
   }
@@ -79,8 +108,8 @@ lyco.Curves = class extends lyco.Chart {
     this.tip.hidden = !this.near;
     this.canvas.style.cursor = this.near ? "pointer" : "default";
     if (!this.near) return;
-    const {label, point: [dim, bytes, parameters]} = this.near, px = x(dim), far = px > this.canvas.clientWidth / 2;
-    lyco.fill(this.tip, lyco.h("b", {}, `${label}, dim ${dim}`), lyco.h("div", {}, lyco.mib(bytes)), lyco.h("div", {}, `${lyco.count(parameters)} parameters`));
+    const {label, fixed, point: [dim, bytes, parameters]} = this.near, px = x(dim), far = px > this.canvas.clientWidth / 2;
+    lyco.fill(this.tip, lyco.h("b", {}, fixed ? label : `${label}, dim ${dim}`), lyco.h("div", {}, lyco.mib(bytes)), lyco.h("div", {}, `${lyco.count(parameters)} parameters`));
     this.beside(px, far, 14);
     this.tip.style.top = `${Math.max(0, y(bytes) - 30)}px`;
   }
