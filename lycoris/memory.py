@@ -30,9 +30,10 @@ CUDA_CONTEXT = 500 * MIB  # kernels and context of a process; no tensor, so PyTo
 # called, oneDNN's kernels and scratch, the allocator's spare. Measured, benchmarks/memory_check.py.
 CPU_LIBRARIES = 60 * MIB
 # The share of a step's tensors by which glibc's heap is larger than they are: what it frees in the
-# middle it keeps. Checkpointing makes it no smaller. 0.3 to 0.7 in benchmarks/memory_check.py; with
-# --exact, which has every large tensor mapped alone, nothing of it is left.
-CPU_SPARE = 0.4
+# middle it keeps. Of what the step would hold without checkpointing, which leaves a little more.
+# 0.25 to 0.52 in benchmarks/memory_check.py; with --exact, which has every large tensor mapped
+# alone, nothing of it is left.
+CPU_SPARE = {False: 0.37, True: 0.42}
 LOADING, ENCODING = "loading the model", "encoding the pictures"
 TRAINING, PAINTING = "training", "painting samples"
 VALIDATING = "validating"
@@ -358,8 +359,9 @@ def _training(plan: Plan, device: str, table: Table) -> Iterator[Item]:
 
 def _spare(plan: Plan, table: Table) -> int:
     """What the heap keeps of all that a step without checkpointing would hold."""
-    step = replace(step_of(plan, "cpu"), checkpointing=False)
-    return round(CPU_SPARE * holding.backward(table, plan.assignments, step).total)
+    step = step_of(plan, "cpu")
+    share, step = CPU_SPARE[step.checkpointing], replace(step, checkpointing=False)
+    return round(share * holding.backward(table, plan.assignments, step).total)
 
 
 def _encoding(plan: Plan, table: Table, frugal: bool) -> int:
