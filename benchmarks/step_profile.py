@@ -48,7 +48,8 @@ def parts(session: trainer.Session) -> None:
     session.model.predict = named("forward pass", session.model.predict)
     torch.Tensor.backward = named("backward pass", torch.Tensor.backward)
     session._settle = named("loss and norm read", session._settle)
-    session.optimizer.step = named("optimiser", session.optimizer.step)
+    optimizer = session.learner.optimizer
+    optimizer.step = named("optimiser", optimizer.step)
     session.emit = named("event written", session.emit)
 
 

@@ -117,6 +117,7 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
         Place("train.accumulate", "number"), Place("train.split", "number"),
         Place("train.gradient_checkpointing"), Place("train.retry_smaller"),
         Place("train.compile"), Place("train.offload"), Place("train.block_swap"),
+        Place("train.fused_backward"),
         Place("train.precision"), Place("train.device"),
     ),
     "train output": (

@@ -22,7 +22,7 @@ DENSE = 5  # full-size matrices in use at once where dW is built, its gradient a
 class Step:
     """How a step is computed: `positions` of the latents of one picture, `half` under autocast.
     Captions are `chunks` times as long as the trace's; `packed` are the base's linear layers in 8
-    or 4 bits."""
+    or 4 bits; `fused`: each parameter's gradient goes as soon as it is there."""
 
     positions: int
     batch: int
@@ -30,6 +30,7 @@ class Step:
     checkpointing: bool
     chunks: int = 1
     packed: tuple[Layer, ...] = ()
+    fused: bool = False
 
     @property
     def width(self) -> int:
@@ -154,9 +155,10 @@ def held_by(ran: Pass, assignments: Iterable[Assignment], step: Step) -> list[He
 
 def _held(spot: Spot, assignment: Assignment, step: Step, shared: set[int]) -> Held:
     layer, extras = assignment.layer, assignment.extras
-    gradient = 4.0 * assignment.parameters()
+    own = 4.0 * assignment.parameters()
+    gradient, leaving = (0.0, own) if step.fused else (own, 0.0)
     if layer.kind == "norm":
-        return Held(spot, 0.0, gradient, 0.0)
+        return Held(spot, 0.0, gradient, leaving)
     tokens = round(at(spot.positions, step.positions) * step.batch)
     cost, size = cost_of(assignment), elements(layer.shape)
     aside = cost.token is not None and takes_aside(assignment, cost, tokens, learning=True)
@@ -172,7 +174,7 @@ def _held(spot: Spot, assignment: Assignment, step: Step, shared: set[int]) -> H
     saved = (kept * tokens + made) * step.width
     saved += _input(spot, assignment, step, shared, aside) if keeps_input or layer.kernel else 0
     passing = 0.0 if aside else DENSE * size * 4.0
-    return Held(spot, saved, gradient, passing)
+    return Held(spot, saved, gradient, passing + leaving)
 
 
 def _input(spot: Spot, assignment: Assignment, step: Step, shared: set[int],

@@ -29,6 +29,7 @@ FEWEST = 3  # steps that make a measurement
 LIMITS = (0.5, 2.0)  # a correction beyond them is no correction
 SPEED = ("model.dtype", "train.precision", "train.batch_size", "train.accumulate",
          "train.split", "train.gradient_checkpointing", "train.block_swap", "train.max_norm",
+         "train.fused_backward",
          "train.compile", "train.ema", "optimizer.name", "optimizer.args", "loss.prior_from_base",
          "dataset.resolution", "dataset.bucket", "dataset.bucket_step", "dataset.caption_chunks")
 NO_MATTER = ("network.alpha", "network.conv_alpha", "network.rs_lora", "network.init",

@@ -141,7 +141,7 @@ def _phases(plan: Plan, device: str, table: Table | None, frugal: bool) -> list[
              if run.train.ema or optimizers.ROWS[run.optimizer.name].averages else [])
     state = Item("optimizer", f"{run.optimizer.name}'s state", _state_bytes(plan))
     base = [*fixed, *weights, *cache]
-    gradients = sum(4 * a.parameters() for a in plan.assignments)
+    gradients = sum(4 * a.parameters() for a in plan.assignments if not run.train.fused_backward)
     update = _update_bytes(plan, device)
     away = {_weights_of(part) for part in resting(plan, device)}
     at_work = [item for item in base if item.name not in away]
@@ -213,7 +213,7 @@ def step_of(plan: Plan, device: str) -> holding.Step:
     run = plan.config
     return holding.Step(positions(plan, largest(plan)), batch(plan), is_half(run, device),
                         run.train.gradient_checkpointing, run.dataset.caption_chunks,
-                        tuple(_packed_layers(plan)))
+                        tuple(_packed_layers(plan)), run.train.fused_backward)
 
 
 def _weights(plan: Plan, device: str, table: Table | None) -> Iterator[Item]:
@@ -303,10 +303,14 @@ def _state_bytes(plan: Plan) -> int:
 
 
 def _update_bytes(plan: Plan, device: str) -> int:
-    """torch's optimisers take all tensors together on a GPU, and one after another on a CPU."""
+    """torch's optimisers take all tensors together on a GPU, and one after another on a CPU; in the
+    backward pass one after another, each with its gradient and what of it is finite."""
     counts = [elements(shape) for assignment in plan.assignments
               for shape in _trained(assignment)]
-    return 4 * (sum(counts) if device == "cuda" else 2 * max(counts, default=0))
+    most = max(counts, default=0)
+    if plan.config.train.fused_backward:
+        return 4 * 4 * most
+    return 4 * (sum(counts) if device == "cuda" else 2 * most)
 
 
 def _cache(plan: Plan, device: str) -> Iterator[Item]:

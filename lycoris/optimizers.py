@@ -53,6 +53,7 @@ class Row:
     lean: str = ""
 
 
+FUSED = "train.fused_backward"
 FULL_STATE = 8.0  # two moments in fp32
 FUSED_ON = ("cpu", "cuda")
 FUSED_OR = {"fused", "foreach", "capturable", "differentiable"}
@@ -127,6 +128,8 @@ def problems(run: Config) -> dict[str, str]:
     """{path: text} of settings that this optimiser cannot be used with."""
     found = {}
     row = ROWS.get(run.optimizer.name)
+    if run.train.fused_backward:
+        found |= _without_gradient(run)
     if row is None:
         return found
     if row.averages and run.train.ema:
@@ -135,6 +138,26 @@ def problems(run: Config) -> dict[str, str]:
     if row.averages and run.train.max_norm:
         found["train.max_norm"] = (f"train.max_norm would not hold for what {row.name} saves, a "
                                    "mean of its steps. Set train.max_norm to 0.")
+    return found
+
+
+def _without_gradient(run: Config) -> dict[str, str]:
+    """{path: text} of settings that need the whole gradient, where there never is one."""
+    train, row = run.train, ROWS.get(run.optimizer.name)
+    off = "or turn the fused backward pass off."
+    found = {path: f"{path} is {value:g}, but with {FUSED} {why}. Set {path} to {least}, {off}"
+             for path, value, least, why in (
+                 ("train.clip_norm", train.clip_norm, 0,
+                  "each step is taken before the whole gradient's length is known"),
+                 ("train.accumulate", train.accumulate, 1, "no gradient is kept to add up"),
+                 ("train.split", train.split, 1, "no gradient is kept to add up"))
+             if value != least}
+    if train.precision == "fp16":
+        found["train.precision"] = ("fp16 finds its scale by the whole gradient, and with "
+                                    f"{FUSED} there is none. Choose bf16 or fp32, {off}")
+    if row is not None and row.one_rate:
+        found["optimizer.name"] = (f"{row.name} finds its rate by the whole gradient, and with "
+                                   f"{FUSED} there is none. Choose another optimiser, {off}")
     return found
 
 

@@ -96,7 +96,7 @@ def _small_state(plan: Plan, device: str) -> Change:
 
 def _small_batch(plan: Plan, device: str) -> Change:
     train = plan.config.train
-    if train.batch_size <= train.split:
+    if train.batch_size <= train.split or train.fused_backward:
         return None
     return ({"train.split": train.batch_size},
             "Each batch one picture at a time: the same result, slower.")
@@ -109,6 +109,17 @@ def _swap(plan: Plan, device: str) -> Change:
         return None
     return values, ("The denoiser's blocks in the computer's memory, each on the GPU while it is "
                     "at work: the same result, slower.")
+
+
+def _fused(plan: Plan, device: str) -> Change:
+    values: dict[str, Any] = {"train.fused_backward": True}
+    if plan.config.train.clip_norm:
+        values["train.clip_norm"] = 0.0
+    run = knobs.replace(plan.config, values)
+    if plan.config.train.fused_backward or optimizers.problems(run):
+        return None
+    clipped = ", and so none is clipped" if len(values) > 1 else ": the same result"
+    return values, f"Each parameter's step in the backward pass. No gradients are kept{clipped}."
 
 
 def _no_text(plan: Plan, device: str) -> Change:
@@ -133,7 +144,7 @@ def _small_samples(plan: Plan, device: str) -> Change:
 
 
 CHANGES: tuple[Callable[[Plan, str], Change], ...] = (
-    _offload, _checkpointing, _half, _small_state, _small_batch, _swap, _no_text,
+    _offload, _checkpointing, _half, _small_state, _small_batch, _swap, _fused, _no_text,
     _small_samples, _lower)
 
 
@@ -164,10 +175,12 @@ def after_failure(plan: Plan, doing: str, device: str = "cuda") -> list[str]:
             return [*found, "close other programs that use the device"]
         if not run.train.gradient_checkpointing:
             offer("resume", {"train.gradient_checkpointing": True}, TRAINING)
-        if run.train.batch_size > run.train.split:
-            offer("resume", {"train.split": run.train.batch_size}, TRAINING)
+        if small := _small_batch(plan, device):
+            offer("resume", small[0], TRAINING)
         if swap:
             offer("resume", swap[0], TRAINING)
+        if (fused := _fused(plan, device)) and len(fused[0]) == 1:
+            offer("resume", fused[0], TRAINING)
         if small := _small_state(plan, device):
             offer("start a new run", {"optimizer.name": small[0]["optimizer.name"]}, TRAINING)
     if lower:
@@ -200,7 +213,7 @@ def same_result(run: Config, sharing: int = 1) -> dict[str, Any]:
     train = run.train
     if not train.gradient_checkpointing:
         return {"train.gradient_checkpointing": True}
-    if train.split < (own := train.batch_size // sharing):
+    if train.split < (own := train.batch_size // sharing) and not train.fused_backward:
         return {"train.split": min(2 * train.split, own)}
     swap = {"train.block_swap": 1.0}
     return {} if train.block_swap == 1 or swapping.problems(knobs.replace(run, swap)) else swap

@@ -12,7 +12,8 @@ from .settings import Config
 
 RESUMABLE = ("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.device",
              "train.precision", "train.gradient_checkpointing", "train.compile", "train.split",
-             "train.retry_smaller", "train.offload", "train.block_swap", "train.validate_every",
+             "train.retry_smaller", "train.offload", "train.block_swap", "train.fused_backward",
+             "train.validate_every",
              "model.dtype", "optimizer.lr", "output.dtype", "sample.", "dataset.cache_limit",
              "dataset.cache_folder")
 

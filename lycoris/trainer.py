@@ -24,6 +24,7 @@ from . import (
     machine,
     relief,
     starting,
+    stepping,
     streams,
 )
 from .checkpoint import Progress
@@ -119,8 +120,8 @@ class Session:
             compiling.compile_blocks(next(iter(self.model.modules.values())), self.device)
         self.crew.same([*self.network.parameters(), *self.network.buffers()])
         self.learner = Learner(run, self.network)
-        self.optimizer = self.learner.optimizer
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.stepper = stepping.of(run, self.network, self.learner, self.scaler, self.crew)
         self.keeper = Keeper(self.plan, self.where, emit, self.network, self.learner,
                              self.scaler, self.crew)
         self.painter = Painter(self.plan, self.where, emit, self.model, self.network)
@@ -219,6 +220,7 @@ class Session:
         self.network.train()
         rate = self.learner.set_rates(step)
         parts = []
+        self.stepper.begin()
         for piece in self.pieces:
             part = self.loss(step, piece) / run.train.accumulate
             self.scaler.scale(part).backward()
@@ -231,9 +233,7 @@ class Session:
         # A scaler leaves out a step that overflows and halves its scale; at 1 it is not its doing.
         if not math.isfinite(norm) and self.scaler.get_scale() <= 1:
             raise self._diverged("gradient", norm, step)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.stepper.take()
         norms = (self.network.apply_max_norm_regularization(run.train.max_norm)
                  if run.train.max_norm else Norms())
         self.learner.learned(step + 1)
@@ -279,15 +279,9 @@ class Session:
         if self.crew.size > 1:
             loss = self.crew.add_up(sum(torch.stack(list(parts)).tolist()),
                                     list(self.network.parameters()))
-            return loss, self._clip().item()
-        *losses, norm = torch.stack([*parts, self._clip().to(parts[0])]).tolist()
+            return loss, self.stepper.norm().item()
+        *losses, norm = torch.stack([*parts, self.stepper.norm().to(parts[0])]).tolist()
         return sum(losses), norm
-
-    def _clip(self) -> Tensor:
-        """The gradient's norm over the whole adapter, before it is cut."""
-        self.scaler.unscale_(self.optimizer)
-        limit = self.plan.config.train.clip_norm or math.inf
-        return torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
 
     def _diverged(self, what: str, value: float, step: int) -> Diverged:
         """To be raised before the optimiser spreads it; says which layer and pictures began it."""

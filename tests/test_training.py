@@ -209,8 +209,8 @@ def test_accumulation_equals_a_larger_batch(settings: Settings, tmp_path: Path,
         feed.latents = [feed.latents[0]] * 4  # the order differs; the pictures must not
         feed.captions = ["the same"] * 4
         assert sorted(order) == [0, 1, 2, 3]
-        session.optimizer.step = lambda: None  # type: ignore[method-assign]
-        session.optimizer.zero_grad = lambda set_to_none=True: None  # type: ignore[method-assign]
+        session.learner.optimizer.step = lambda: None  # type: ignore[method-assign]
+        session.learner.optimizer.zero_grad = lambda set_to_none=True: None  # type: ignore
         session.advance()
         seen[name] = [p.grad.clone() for p in session.network.parameters() if p.grad is not None]
         session.network.restore()

@@ -41,6 +41,10 @@ class TrainConfig:
         "On a GPU, share of the denoiser's blocks whose weights wait in the computer's memory and "
         "come when their block is at work: less memory, slower, the same result. Needs gradient "
         "checkpointing; 0 is off.", 0, 1, 0.05, label="Block swap")] = 0.0
+    fused_backward: Annotated[bool, Knob(
+        "Each parameter's step in the backward pass, as soon as its gradient is there: no "
+        "gradients are kept, which saves most in native training. Without gradient clipping and "
+        "accumulation.", label="Fused backward pass")] = False
     clip_norm: Annotated[float, Knob("Longest allowed gradient; 0 is off.", 0, 1000,
                                      label="Gradient clipping")] = 1.0
     max_norm: Annotated[float, Knob("Longest allowed change of a layer, its Frobenius norm; shrunk "
