@@ -5,6 +5,10 @@ original layout. Either gives configs, weights, tokenizers and modules; errors n
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +22,11 @@ from . import original, tensorfile
 from .errors import ModelFileError, NotDownloaded
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-CONVERT = ("python -c \"import torch, safetensors.torch as s; d = torch.load('model.ckpt', "
-           "weights_only=True); d = d.get('state_dict', d); s.save_file({k: v.contiguous() for "
-           "k, v in d.items() if hasattr(v, 'contiguous')}, 'model.safetensors')\"")
+# Of tensors alone; clones, because tensors that share memory cannot be written.
+CONVERT = ("import sys, torch, safetensors.torch as s; d = torch.load(sys.argv[1], "
+           "map_location='cpu', weights_only=True); d = d.get('state_dict', d); "
+           "s.save_file({k: v.clone().contiguous() for k, v in d.items() "
+           "if isinstance(v, torch.Tensor)}, sys.argv[2])")
 WORDS = ("tokenizer.json", "vocab.json", "merges.txt")
 # Repositories whose tokenizer is CLIP's, as SD 1.x, SD 2.x and SDXL all have it: (name, folder)
 CLIP = (("openai/clip-vit-large-patch14", ""),
@@ -230,9 +236,20 @@ class Autoencoder:
 
 
 def pickled(path: Path) -> ModelFileError:
+    """With the command that converts it, from this very environment, as any shell takes it."""
+    out = path.with_suffix(".safetensors").absolute()
+    python, given, made = map(_quoted, (sys.executable, str(path.absolute()), str(out)))
+    fix = f"Choose {out}." if out.is_file() else (
+        "Take the model's .safetensors, or write one with the command below. It runs nothing that "
+        "is in the file: one with more than tensors in it, such as classes of pytorch-lightning, "
+        "it refuses, and that takes another program, which you trust to run them.\n"
+        f'{python} -c "{CONVERT}" {given} {made}')
     return ModelFileError(
-        f"{path.name} is a pickle, which may run code when read; only .safetensors are read.",
-        f"Take the model's .safetensors, or convert it once, where you trust it: {CONVERT}")
+        f"{path.name} is a pickle, which may run code when read; only .safetensors are read.", fix)
+
+
+def _quoted(text: str) -> str:
+    return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
 
 
 def refused(base: Path, entries: tensorfile.Entries) -> ModelFileError:
