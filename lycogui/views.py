@@ -73,7 +73,7 @@ def gallery(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
         "problems": {kind: [p.name for p in pictures] for kind, pictures in problems.items()},
         "items": [{
             "name": p.name, "folder": str(p.path.parent), "caption": p.caption or "",
-            "tokens": count, "size": p.size,
+            "caption_file": captions.file_of(p.path).name, "tokens": count, "size": p.size,
             "problem": p.problem or p.caption_problem, "flags": flags.get(p.path, []),
             "thumb": _picture_url(p, "thumb"), "large": _picture_url(p, "large"),
         } for p, count in zip(dataset.pictures, counts, strict=True)],

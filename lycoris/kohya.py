@@ -181,6 +181,7 @@ def _whole(found: Reading, counts_epochs: bool, says_rate: bool) -> None:
                  and not (path == "optimizer.text_encoder_lr" and says_rate)}
     own = {path: LEAVES[path].default for path in AS_OURS if path not in found.settings}
     found.settings |= own | otherwise
+    kohya_data.lines(found)
     if otherwise:
         found.notes.append(f"Not said, so as that trainer takes it: {', '.join(otherwise)}.")
 

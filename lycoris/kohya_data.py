@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import config, words
+from .data import captions, folder
 from .errors import LycorisError
 
 if TYPE_CHECKING:
@@ -31,13 +32,14 @@ RESOLUTION = ("resolution", "enable_bucket", "bucket_no_upscale")
 BOUNDS = ("min_bucket_reso", "max_bucket_reso")
 TOKENS = ("max_token_length",)
 ALPHA = ("alpha_mask",)
+EXTENSION = ("caption_extension",)
 SUBSET = ("image_dir", "num_repeats", "class_tokens", "is_reg", "conditioning_data_dir",
-          "metadata_file", *ALPHA)  # an entry's own
+          "metadata_file", *ALPHA, *EXTENSION)  # an entry's own
 HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 OFF = {  # what says nothing when it is so
     "color_aug": "false", "face_crop_aug_range": "", "caption_dropout_every_n_epochs": "0",
     "token_warmup_min": "1", "token_warmup_step": "0", "secondary_separator": "",
-    "caption_separator": ",", "caption_extension": ".txt", "weighted_captions": "false",
+    "caption_separator": ",", "weighted_captions": "false",
     "network_multiplier": "1.0", "lr_scheduler_type": "", "v2": "false", "full_fp16": "false",
     "full_bf16": "false", "fp8_base": "false", "lr_scheduler_args": "[]", "lowram": "false",
     "save_model_as": "safetensors"}
@@ -49,7 +51,6 @@ WHY = {
     "token_warmup_min": "a caption has all its tags from the first step here",
     "secondary_separator": "every comma divides tags here",
     "caption_separator": "commas divide tags here",
-    "caption_extension": "captions are read from .txt files here",
     "weighted_captions": "(word:1.3) weighs in samples alone here",
     "save_every_n_epochs": "counted in steps here: train.checkpoint_every",
     "sample_every_n_epochs": "counted in steps here: sample.every",
@@ -149,9 +150,37 @@ def alpha(given: Mapping[str, Any], found: Reading) -> None:
         found.settings["loss.unmasked_weight"] = 0.0
 
 
+def extension(given: Mapping[str, Any], found: Reading) -> None:
+    """Which files the captions are in: here it is not a setting, a picture's .txt counts first."""
+    said = str(given["caption_extension"] or captions.EXTENSIONS[0])
+    if said not in captions.EXTENSIONS:
+        found.unknown.append(f"caption_extension={said}: captions are read from "
+                             f"{' and '.join(captions.EXTENSIONS)} files here.")
+    elif said != captions.EXTENSIONS[0]:
+        found.notes.append(f"caption_extension={said}: such a file is read where a picture has no "
+                           f"{captions.EXTENSIONS[0]} file.")
+
+
+def lines(found: Reading) -> None:
+    """Of a caption's lines that trainer reads the first, and one of them with wildcards."""
+    if found.settings.get("dataset.wildcards"):
+        return
+    named = [found.settings.get("dataset.folder"), *(
+        entry["folder"] for entry in found.settings.get("dataset.more", ()))]
+    homes = [config.find(path) for path in named if path]
+    files = [file for home in homes for place in (
+        [inner for inner, *_ in folder.numbered(home)] or [home])
+        for file in folder.caption_files(place)]
+    count = sum(captions.has_lines(captions.read(file)[0] or "") for file in files)
+    if count or not homes:  # those of another machine may have them
+        here = f" ({count} in these folders)" if count else ""
+        found.notes.append(f"Captions of several lines{here}: that trainer reads the first line, "
+                           "here they are joined.")
+
+
 # {names read together: how}; after the arguments that stand alone
 READERS = {KEPT: kept, RESOLUTION: resolution, BOUNDS: bounds, TOKENS: tokens, ALPHA: alpha,
-           (*FOLDERS, REGULARISATION): data_folders}
+           EXTENSION: extension, (*FOLDERS, REGULARISATION): data_folders}
 
 
 def is_off(name: str, value: Any) -> bool:
@@ -192,6 +221,9 @@ def unfolded(given: Mapping[str, Any], found: Reading) -> dict[str, Any]:
         value = _common(name, subsets, left.pop(theirs, None), found)
         if value is not None:
             left[theirs] = value
+    general = left.pop(*EXTENSION, "")
+    for said in sorted({str(subset.get(*EXTENSION, general)) for subset in subsets}):
+        extension({"caption_extension": said}, found)
     _folders(subsets, left.pop("num_repeats", 1), str(left.get("masked_loss")).lower() == "true",
              found)
     return left
@@ -252,7 +284,7 @@ def _folders(subsets: Sequence[Mapping[str, Any]], repeats: Any, masked: bool,
             continue
         if subset.get("metadata_file"):
             found.unknown.append(f"metadata_file={subset['metadata_file']}: captions are read from "
-                                 ".txt files here.")
+                                 "files beside the pictures here.")
         entry: dict[str, Any] = {"folder": path}
         count = words.number(subset.get("num_repeats", repeats))
         if count and count > 1:

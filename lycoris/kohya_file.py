@@ -13,7 +13,7 @@ from typing import Any
 
 from . import config, distances, knobs, kohya, kohya_data, kohya_loss, optimizers, promptfile
 from .config import LEAVES
-from .data import folder, gather
+from .data import captions, folder, gather
 from .errors import ConfigError
 from .registry import pick
 from .settings import Config
@@ -112,10 +112,12 @@ def model(sheet: Sheet) -> None:
     own = sheet.run.model
     sheet.put("model_arguments", {
         "pretrained_model_name_or_path": _place(own.base), "vae": _place(own.vae) or None,
+        "no_half_vae": True if own.vae_dtype == "fp32" else None,
         "clip_skip": own.clip_skip if own.clip_skip > 1 else None,
         "v_parameterization": True if own.prediction_type == "v_prediction" else None,
         "zero_terminal_snr": True if own.zero_snr == "on" else None},
-        "model.base", "model.vae", "model.clip_skip", "model.prediction_type", "model.zero_snr")
+        "model.base", "model.vae", "model.clip_skip", "model.prediction_type", "model.zero_snr",
+        *["model.vae_dtype"] * (own.vae_dtype != "half"))
 
 
 def optimizer(sheet: Sheet) -> None:
@@ -219,7 +221,7 @@ def data(sheet: Sheet) -> None:
     flags = {theirs: knobs.get(sheet.run, ours) for theirs, ours in kohya_data.FLAGS.items()}
     sheet.put("general", {
         **{name: value for name, value in flags.items() if value not in ("", 0.0)},
-        "caption_extension": ".txt", "keep_tokens": own.keep_tags,
+        "caption_extension": captions.EXTENSIONS[0], "keep_tokens": own.keep_tags,
         "keep_tokens_separator": own.keep_separator, "enable_bucket": own.bucket,
         "resolution": own.resolution, "bucket_no_upscale": not own.enlarge,
         "min_bucket_reso": own.resolution // 2, "max_bucket_reso": 2 * own.resolution,
@@ -249,6 +251,9 @@ def subsets(sheet: Sheet) -> Iterator[dict[str, Any]]:
             masks = own.masks and entry.get("mask_folder")
             if masks and (is_prior or entry.get("caption", name)):
                 sheet.unsaid.add("dataset.more")  # they know no such folder with masks
+            kinds = {file.suffix for file in folder.caption_files(place)}
+            if len(kinds) == 1 and kinds != {captions.EXTENSIONS[0]}:
+                values["caption_extension"] = kinds.pop()
             if is_prior:
                 values["is_reg"] = True
             if masks and not is_prior:

@@ -168,7 +168,7 @@ lyco.parts.editor = ({element}) => {
     const draft = data.draft(item), words = draft ? draft.text : item.caption;
     if (image.src !== new URL(item.large, location).href) image.src = item.large;
     image.alt = item.caption;
-    label.textContent = `Caption of ${item.name}`;
+    label.textContent = `Caption of ${item.name}` + (item.caption_file.endsWith(".txt") ? "" : `, in ${item.caption_file}`);
     // A line break at the end is not kept on disk, and not taken from under the cursor either.
     if (text.value !== words && !(document.activeElement === text && text.value.trimEnd() === words)) text.value = words;
     say(item, draft);

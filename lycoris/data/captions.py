@@ -13,7 +13,8 @@ from pathlib import Path
 from .. import durable
 from ..errors import ConfigError, DatasetError
 
-EXTENSION = ".txt"
+# The first that is there counts. The second is what sd-scripts' dataset configs mean by default.
+EXTENSIONS = (".txt", ".caption")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class Edit:
 
 
 def file_of(picture: Path) -> Path:
-    return picture.with_suffix(EXTENSION)
+    """The file that a picture's caption is read from and saved to; a .txt where there is none."""
+    files = [picture.with_suffix(each) for each in EXTENSIONS]
+    return next((file for file in files if file.exists()), files[0])
 
 
 def read(picture: Path) -> tuple[str | None, str]:
@@ -47,12 +50,17 @@ def as_prompt(caption: str) -> str:
     return " ".join(line.strip() for line in caption.splitlines() if line.strip())
 
 
+def has_lines(caption: str) -> bool:
+    """Has it several?"""
+    return "\n" in caption.strip()
+
+
 def write(picture: Path, caption: str) -> None:
-    """Save one caption; a file that is not UTF-8 is first kept beside it as .txt.bak."""
+    """Save one caption; a file that is not UTF-8 is first kept beside it, as .txt.bak."""
     file = file_of(picture)
     _, problem = read(picture)
     if problem and file.is_file():
-        backup = file.with_suffix(f"{EXTENSION}.bak")
+        backup = file.with_suffix(f"{file.suffix}.bak")
         if not backup.exists():
             durable.write_bytes(backup, file.read_bytes())
     durable.write_text(file, caption.rstrip("\n") + "\n")

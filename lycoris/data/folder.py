@@ -23,6 +23,7 @@ from . import captions
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 UNREAD = frozenset({".gif", ".tif", ".tiff", ".avif", ".jxl", ".heic", ".heif", ".jfif", ".psd"})
+LISTED = EXTENSIONS | UNREAD | {*captions.EXTENSIONS[1:]}
 MAX_PIXELS = 64_000_000
 MASK = "-masklabel"  # ends the name of a picture's mask beside it
 SHARED = "sharing a caption file"  # a.png and a.jpg, both of a.txt
@@ -57,7 +58,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A picture or a folder that looks as if it were part of the dataset and is not, and why."""
+    """A file or a folder that looks as if it were part of the dataset and is not, and why."""
 
     path: Path
     why: str
@@ -118,14 +119,14 @@ class Dataset:
         """{kind of problem: the pictures that have it}; only kinds that occur."""
         tiny = [p for p in self.readable
                 if p.size and p.size[0] * p.size[1] < resolution * resolution]
-        named = Counter(captions.file_of(p.path) for p in self.pictures)
+        named = Counter(p.path.with_suffix("") for p in self.pictures)
         kinds = {
             "unreadable": [p for p in self.pictures if p.problem],
             "caption not readable": [p for p in self.pictures if p.caption_problem],
             "no caption": [p for p in self.readable
                            if not p.words.strip() and not p.caption_problem],
             f"smaller than {resolution} px": tiny,
-            SHARED: [p for p in self.pictures if named[captions.file_of(p.path)] > 1],
+            SHARED: [p for p in self.pictures if named[p.path.with_suffix("")] > 1],
         }
         return {kind: found for kind, found in kinds.items() if found}
 
@@ -159,6 +160,9 @@ def scan(folder: Path) -> Dataset:
         return Dataset(folder, tuple(picture for part in parts for picture in part.pictures),
                        (*unread, *(each for part in parts for each in part.left_out)))
     stems = {Path(name).stem for name in kept}
+    unread += [LeftOut(folder / name, "the picture's .txt file is its caption")
+               for name in names if Path(name).suffix in captions.EXTENSIONS
+               and Path(name).stem in stems and captions.file_of(folder / name).name != name]
     masks = {stem.removesuffix(MASK): folder / name for name in kept
              if (stem := Path(name).stem).endswith(MASK) and stem.removesuffix(MASK) in stems}
     return Dataset(folder, tuple(replace(look(folder / name), mask=masks.get(Path(name).stem))
@@ -179,15 +183,27 @@ def numbered(folder: Path) -> list[tuple[Path, int, str]]:
             if (found := REPEATED.fullmatch(name))]
 
 
+def caption_files(folder: Path) -> list[Path]:
+    """Those of its pictures that count; nothing is opened. None where it cannot be read."""
+    try:
+        names, _ = _listed(folder)
+    except DatasetError:
+        return []
+    files = dict.fromkeys(captions.file_of(folder / name) for name in names
+                          if Path(name).suffix.lower() in EXTENSIONS)
+    return [file for file in files if file.exists()]
+
+
 def _listed(folder: Path) -> tuple[list[str], list[str]]:
-    """The names of a folder's pictures, of those too that are not read, and of its folders."""
+    """The names of a folder's pictures, of those too that are not read, of captions that are not
+    in .txt files, and of its folders."""
     try:
         with os.scandir(folder) as entries:
             names, folders = [], []
             for entry in entries:
                 if entry.is_dir():
                     folders += [entry.name] * (not entry.name.startswith("."))
-                elif Path(entry.name).suffix.lower() in EXTENSIONS | UNREAD and entry.is_file():
+                elif Path(entry.name).suffix.lower() in LISTED and entry.is_file():
                     names.append(entry.name)
     except FileNotFoundError:
         raise DatasetError(f"There is no folder {folder}.",

@@ -10,8 +10,8 @@ from ..knobs import Knob
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    folder: Annotated[str, Knob("Folder of pictures, each with its caption in a .txt file of the "
-                                "same name.", file=True)] = "assets/datasets/zorb"
+    folder: Annotated[str, Knob("Folder of pictures, each with its caption in a .txt or .caption "
+                                "file of the same name.", file=True)] = "assets/datasets/zorb"
     repeats: Annotated[int, Knob("How often each of its pictures comes in an epoch.", 1,
                                  100_000)] = 1
     more: Annotated[tuple[dict[str, Any], ...], Knob(
