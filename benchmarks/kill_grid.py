@@ -26,10 +26,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import torch
 from conftest import draw_pictures, make_base, small_run
-from nursery import Nursery, moment, mortal
-from safetensors.torch import load_file
+from nursery import Nursery, moment, mortal, same
 
 from lycoris import algorithms, config, optimizers
 from lycoris.errors import LycorisError, MissingPackage
@@ -68,8 +66,8 @@ class Grid:
         if whole or codes != [-signal.SIGKILL] * self.kills + [0]:
             log = (self.folder / ("whole.txt" if whole else "killed.txt")).read_text()
             return {**told, "result": ENDED, "said": f"exit codes {whole}, {codes}: {log[-500:]}"}
-        same = _same(*(self.folder / "runs" / n / f"{n}.safetensors" for n in ("whole", "killed")))
-        return {**told, "result": SAME if same else OTHER, "said": ""}
+        files = [self.folder / "runs" / n / f"{n}.safetensors" for n in ("whole", "killed")]
+        return {**told, "result": SAME if same(*files) else OTHER, "said": ""}
 
     def run(self, name: str, row: Sequence[str], die: Sequence[Any] = ()) -> int:
         target = self.folder / "runs" / name
@@ -79,11 +77,6 @@ class Grid:
             target.write_text(config.dump(run), "utf-8")
         log = self.folder / f"{name}.txt"
         return self.nursery.run("train", str(target), log=log, die=die)
-
-
-def _same(a: Path, b: Path) -> bool:
-    one, other = load_file(a), load_file(b)
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 def table(told: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -97,8 +90,8 @@ def table(told: Sequence[dict[str, Any]]) -> Iterator[str]:
                  for each in columns]
         yield f"| {algo} | {' | '.join(cells)} |"
     kills = sum(len(each["moments"]) for each in told if each["result"] in (SAME, OTHER))
-    same = sum(each["result"] == SAME for each in told)
-    yield f"\n{same} of {len(told)} pairs came to the same bytes, after {kills} kills."
+    kept = sum(each["result"] == SAME for each in told)
+    yield f"\n{kept} of {len(told)} pairs came to the same bytes, after {kills} kills."
     for each in told:
         if each["result"] != SAME:
             yield f"{each['algo']} with {each['optimiser']}: {each['result']}. {each['said']}"

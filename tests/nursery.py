@@ -42,6 +42,15 @@ def moment(draw: random.Random, steps: int) -> list[Any]:
     return [name, draw.randint(1, MOMENTS[name] * steps), draw.random() < 0.5]
 
 
+def same(a: Path, b: Path) -> bool:
+    """Do two files hold the same tensors, to the bit?"""
+    import torch
+    from safetensors.torch import load_file
+
+    one, other = load_file(a), load_file(b)
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
 class Nursery:
     """The other side: starts the process, and engine processes from it."""
 

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from nursery import STEP, Nursery, moment, mortal
-from safetensors.torch import load_file
+from nursery import STEP, Nursery, moment, mortal, same
 
 from lycoris import algorithms, checkpoint, config, optimizers
 from lycoris.errors import MissingPackage
@@ -45,11 +43,6 @@ def begin(nursery: Nursery, settings: Callable[..., Config], tmp_path: Path) -> 
     return go
 
 
-def _same(a: Path, b: Path) -> bool:
-    one, other = load_file(a), load_file(b)
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
 def _row(algo: str, optimiser: str) -> list[str]:
     try:
         optimizers.load(optimiser)
@@ -74,7 +67,7 @@ def test_killed_and_resumed_for_every_algorithm_and_optimiser(
     assert begin("killed") == 0, (tmp_path / "killed.txt").read_text()
     assert RunFolder(runs / "killed").history().step == STEPS
     assert begin("killed", f"train.steps={STEPS + 1}") == 0
-    assert _same(runs / "whole" / "whole.safetensors", runs / "killed" / "killed.safetensors")
+    assert same(runs / "whole" / "whole.safetensors", runs / "killed" / "killed.safetensors")
     numbers = [step.step for step in RunFolder(runs / "killed").history().steps]
     assert numbers == list(range(1, STEPS + 2))
     assert not list((runs / "killed").rglob("*.tmp"))
@@ -102,7 +95,7 @@ def test_killed_at_every_write_of_a_save(begin: Callable, tmp_path: Path) -> Non
             assert state is not None and not problems  # never a torn one under its own name
             steps.add(state.progress.step)
             assert begin("run") == 0
-            assert _same(runs / "whole" / "whole.safetensors", runs / "run" / "run.safetensors")
+            assert same(runs / "whole" / "whole.safetensors", runs / "run" / "run.safetensors")
     assert all(survived.values()) and steps == {2, 3}
 
 
@@ -125,4 +118,4 @@ def test_damaged_states_are_passed_over(begin: Callable, tmp_path: Path, damage:
     assert history.resumes[-1] == 1
     told = [warning.text for warning in history.warnings]
     assert damage == "missing" or any(newest.name in text for text in told)
-    assert _same(runs / "whole" / "whole.safetensors", runs / "run" / "run.safetensors")
+    assert same(runs / "whole" / "whole.safetensors", runs / "run" / "run.safetensors")
