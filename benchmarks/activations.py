@@ -8,6 +8,7 @@ how); no weights are needed, and all tables take about a minute and a half on on
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -20,8 +21,14 @@ from lycoris import activations, durable, families, footprint, known
 EMBEDDED = "tiny-sd"
 
 
-def main(names: list[str]) -> None:
-    for name in names or [EMBEDDED, *known.names()]:
+def main() -> None:
+    every = [EMBEDDED, *known.names()]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", nargs="*", help=f"default: all, {', '.join(every)}")
+    options = parser.parse_args()
+    if unknown := [name for name in options.model if name not in every]:
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(every)}")
+    for name in options.model or every:
         began = time.monotonic()
         family = families.open_base(ROOT / "assets" / EMBEDDED,
                                     "auto" if name == EMBEDDED else name)
@@ -35,4 +42,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
