@@ -34,8 +34,8 @@ TIMESTEPS = {"uniform": "all alike", "cosmap": "the middle, cosmap", "detail": "
 
 SECTIONS: dict[str, tuple[Place, ...]] = {
     "base": (Place("model.base"), Place("model.dtype"),
-             Place("model.vae"), Place("model.tokenizer"), Place("model.prediction_type"),
-             Place("model.zero_snr")),
+             Place("model.vae"), Place("model.vae_dtype"), Place("model.tokenizer"),
+             Place("model.prediction_type"), Place("model.zero_snr")),
     "folder": (Place("dataset.folder", info=False),),
     "folder more": (
         Place("dataset.repeats", "number"), Place("dataset.more", lines=3),

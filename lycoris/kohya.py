@@ -311,6 +311,11 @@ def _precision(said: Mapping[str, Any], found: Reading) -> None:
             found.take(path, PRECISIONS.get(str(value), value), name)
 
 
+def _vae(said: Mapping[str, Any], found: Reading) -> None:
+    if str(said["no_half_vae"]).lower() == "true":
+        found.settings["model.vae_dtype"] = "fp32"
+
+
 def _parts(said: Mapping[str, Any], found: Reading) -> None:
     if str(said["network_train_text_encoder_only"]).lower() == "true":
         found.unknown.append("network_train_text_encoder_only: the UNet is always trained here.")
@@ -323,6 +328,7 @@ READERS = {reader.names[0]: reader for reader in (
     Reader(("optimizer_type", "optimizer_args", "use_8bit_adam"), _optimizer),
     *(Reader(names, read) for names, read in kohya_course.READERS.items()),
     Reader(("mixed_precision", "save_precision"), _precision),
+    Reader(("no_half_vae",), _vae),
     Reader(("network_train_unet_only", "network_train_text_encoder_only"), _parts),
     *(Reader(names, read) for names, read in kohya_data.READERS.items()),
     *(Reader(names, read) for names, read in kohya_loss.READERS.items()))}

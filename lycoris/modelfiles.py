@@ -196,8 +196,8 @@ def built(kind: Any, config: Mapping[str, Any], weights: tensorfile.Lazy | origi
 
 
 def open_vae(path: Path, config: Mapping[str, Any]) -> Folder | Autoencoder:
-    """Another autoencoder: a folder that is one or has one, or a file; `config` is the base's, with
-    what shapes do not say."""
+    """Another autoencoder: a folder that is one or has one, or a file; `config` is of the base's
+    own, with what shapes do not say."""
     if path.suffix in PICKLES:
         raise pickled(path)
     if path.is_dir():
@@ -220,7 +220,9 @@ class Autoencoder:
         self.part = original.Part(file, {
             name.removeprefix(prefix): original.Place(name) for name in file.entries
             if name.startswith(prefix)} if own else original.autoencoder(file.entries, prefix))
-        self.said = {**config, **original.autoencoder_config(self.part.entries)}
+        # whether the base's own is safe in half precision says nothing of this one
+        self.said = {**config, "force_upcast": True,
+                     **original.autoencoder_config(self.part.entries)}
 
     def config(self, part: str, needed: Mapping[str, type]) -> dict[str, Any]:
         return self.said

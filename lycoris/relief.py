@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import knobs, optimizers, promptfile, swapping
+from . import families, knobs, optimizers, promptfile, swapping
 from .memory import ENCODING, LOADING, MIB, PAINTING, TRAINING, base_dtype, is_half, predict
 from .plan import Plan, buckets_of
 from .settings import Config
@@ -191,7 +191,9 @@ def after_failure(plan: Plan, doing: str, device: str = "cuda") -> list[str]:
 def after_divergence(run: Config, precision: str, began: str | None) -> list[str]:
     """What may keep a run's numbers finite; `began` is what was not, as lycoris.blame calls it."""
     if began == "latents":
-        return ["start a new run without these pictures", "with another base model: its "
+        half = families.open_chosen(run.model).half_vae
+        return [*["resume with model.vae_dtype=fp32"] * half,
+                "start a new run without these pictures", "with another base model: its "
                 "autoencoder makes no finite latents of them"]
     found = [f"resume with a lower optimizer.lr, such as {run.optimizer.lr / 3:.2g}"]
     if precision == "fp16":

@@ -13,9 +13,8 @@ from .settings import Config
 RESUMABLE = ("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.device",
              "train.precision", "train.gradient_checkpointing", "train.compile", "train.split",
              "train.retry_smaller", "train.offload", "train.block_swap", "train.fused_backward",
-             "train.validate_every",
-             "model.dtype", "optimizer.lr", "output.dtype", "sample.", "dataset.cache_limit",
-             "dataset.cache_folder")
+             "train.validate_every", "model.dtype", "model.vae_dtype", "optimizer.lr",
+             "output.dtype", "sample.", "dataset.cache_limit", "dataset.cache_folder")
 
 
 def refuse_others(paths: Iterable[str]) -> None:

@@ -325,6 +325,15 @@ def test_kohyas_metadata(tmp_path: Path) -> None:
     assert "x=1" in found.unknown[1]
 
 
+def test_kohyas_precision_of_the_vae() -> None:
+    assert recipes.read("--no_half_vae --seed=1").settings["model.vae_dtype"] == "fp32"
+    assert "model.vae_dtype" not in recipes.read("--no_half_vae=false --seed=1").settings
+    run = knobs.replace(config.load(), {"model.vae_dtype": "fp32"})
+    assert recipes.read(recipes.write(run, "kohya").text).settings["model.vae_dtype"] == "fp32"
+    half = recipes.write(knobs.replace(run, {"model.vae_dtype": "half"}), "kohya")
+    assert "model.vae_dtype" in half.unsaid
+
+
 def test_kohyas_optimisers_and_courses() -> None:
     found = recipes.read("--learning_rate=1 --optimizer_type=prodigy --optimizer_args "
                          '"decouple=True" "use_bias_correction=True" "d_coef=2" '

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -125,8 +126,6 @@ def test_the_settings_say_what_the_files_do_not(base: Path) -> None:
 
 
 def test_a_vae_that_is_safe_in_half_precision_stays_in_it(base: Path, tmp_path: Path) -> None:
-    import shutil
-
     from lycoris import memory
 
     other = Path(shutil.copytree(base, tmp_path / "safe"))
@@ -143,6 +142,37 @@ def test_a_vae_that_is_safe_in_half_precision_stays_in_it(base: Path, tmp_path: 
                                         "model.dtype=bf16"]), need_dataset=False)
     light = dataclasses.replace(made, family=safe)
     assert memory.predict(light, "cuda").peak <= memory.predict(made, "cuda").peak
+
+
+def test_a_vae_as_a_file_is_not_what_the_bases_own_is(
+        base: Path, run: Callable[..., config.Config], tmp_path: Path) -> None:
+    """The base's own may be the one that is safe in half precision; SDXL's is not."""
+    from lycoris import memory, relief
+
+    safe = Path(shutil.copytree(base, tmp_path / "safe"))
+    said = safe / "vae" / "config.json"
+    said.write_text(json.dumps(json.loads(said.read_text()) | {"force_upcast": False}))
+    file = base / "vae" / "diffusion_pytorch_model.safetensors"
+    given = f"model.base={safe}", f"model.vae={file}", "model.dtype=bf16"
+
+    def held(*own: str) -> torch.dtype:
+        settings = run(*given, *own).model
+        return families.open_chosen(settings).load(CPU, torch.bfloat16).vae.dtype
+
+    assert held() == held("model.vae_dtype=fp32") == torch.float32
+    assert held("model.vae=", "model.vae_dtype=fp32") == torch.float32
+    assert held("model.vae=") == held("model.vae_dtype=half") == torch.bfloat16
+    assert relief.after_divergence(run(*given, "model.vae_dtype=half"), "bf16", "latents")[0] == (
+        "resume with model.vae_dtype=fp32")
+    assert "vae_dtype" not in str(relief.after_divergence(run(*given), "bf16", "latents"))
+
+    def weights(*own: str) -> int:
+        made = plan.make(run("model.family=sdxl", "model.dtype=bf16", "dataset.bucket_step=64",
+                             "dataset.resolution=1024", *own), need_dataset=False)
+        items = memory.predict(made, "cuda").phases[0].items
+        return next(item.bytes for item in items if item.name == "VAE weights")
+
+    assert weights("model.vae_dtype=half") * 2 == weights("model.vae_dtype=fp32") == weights()
 
 
 def test_memory_counts_both_text_encoders(run: Callable[..., config.Config], base: Path) -> None:

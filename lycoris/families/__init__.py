@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from .. import config, hub, known, modelfiles, presets, quantised, tensorfile
 from ..algorithms import Layer
+from ..chosen import AS_IT_IS, Chosen
 from ..errors import ConfigError, ModelFileError
 from ..known import Known
 from ..objectives import Objective
@@ -60,6 +60,7 @@ class Family:
     metadata: Mapping[str, str]  # what an adapter's file says of its base
     scheduler_config: Mapping[str, Any]  # its schedule of noise, by diffusers' names
     configs: Mapping[str, Mapping[str, Any]]  # {part: its config}
+    half_vae: bool  # its autoencoder is held as the rest of it, not in fp32
     known: Known | None = None  # set where it is known by name alone and `base` is another model
 
     def __init__(self, base: Path, chosen: Chosen | None = None):
@@ -67,8 +68,8 @@ class Family:
         raise NotImplementedError
 
     @classmethod
-    def by_name(cls, known: Known, base: Path) -> Family:
-        """The facts of a known model, without files; `base` is what was chosen beside it."""
+    def by_name(cls, known: Known, base: Path, chosen: Chosen) -> Family:
+        """The facts of a known model, without files; `base` is what it is known beside."""
         raise NotImplementedError
 
     @property
@@ -291,42 +292,14 @@ def names() -> tuple[str, ...]:
     return tuple(dict.fromkeys(("auto", *catalogue(), *known.names())))
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """What was chosen beside the base's files, over what they say; "auto" leaves it to them."""
-
-    prediction: str = "auto"  # or epsilon, v_prediction
-    zero_snr: str = "auto"  # or on, off
-    vae: Path | None = None  # another autoencoder: a folder or a file
-    tokenizer: Path | None = None  # the tokenizer's folder, for a base of one file
-
-    def schedule(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """A scheduler's config as diffusers takes it."""
-        said = dict(found)
-        if self.prediction != "auto":
-            said["prediction_type"] = self.prediction
-        if self.zero_snr != "auto":
-            said["rescale_betas_zero_snr"] = self.zero_snr == "on"
-        if said.get("rescale_betas_zero_snr"):
-            if said.get("prediction_type", "epsilon") == "epsilon":
-                raise ConfigError({"model.zero_snr": (
-                    "model.zero_snr needs a model that predicts v: of pure noise there is nothing "
-                    "to learn for one that predicts the noise. Set model.zero_snr to off, or "
-                    "model.prediction_type to v_prediction if that is what it is.")})
-            said["timestep_spacing"] = "trailing"  # or the first step is not of pure noise
-        return said
-
-
-AS_IT_IS = Chosen()
-
-
 def open_chosen(model: ModelConfig) -> Family:
     """`open_base` as the settings of a run say it."""
     def place(path: str) -> Path | None:
         return config.find(path) if path else None
 
     return open_base(config.find(model.base), model.family, Chosen(
-        model.prediction_type, model.zero_snr, place(model.vae), place(model.tokenizer)))
+        model.prediction_type, model.zero_snr, place(model.vae), place(model.tokenizer),
+        model.vae_dtype))
 
 
 def open_base(base: Path, family: str = "auto", chosen: Chosen = AS_IT_IS) -> Family:
@@ -344,7 +317,7 @@ def open_base(base: Path, family: str = "auto", chosen: Chosen = AS_IT_IS) -> Fa
             opened = kind(base, chosen)
             if _outline(opened.layers) == _outline(found.layers):
                 return opened
-        return kind.by_name(found, base)
+        return kind.by_name(found, base, chosen)
     if not base.exists():
         raise hub.absent(base)
     if base.suffix in modelfiles.PICKLES:

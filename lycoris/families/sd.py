@@ -109,7 +109,7 @@ class StableDiffusion(Family):
         """The facts that follow from the parts' configs."""
         unet, vae, text = (configs[part] for part in ("unet", "vae", "text_encoder"))
         self.scheduler_config = self.chosen.schedule(configs["scheduler"])
-        self.half_vae = vae.get("force_upcast", True) is False
+        self.half_vae = self.chosen.half_vae(vae)
         self.latent_scale = 2 ** (len(vae["block_out_channels"]) - 1)
         self.side_multiple = self.latent_scale * 2 ** (len(unet["block_out_channels"]) - 1)
         velocity = self.scheduler_config.get("prediction_type", "epsilon") == "v_prediction"
@@ -134,9 +134,10 @@ class StableDiffusion(Family):
                 "ss_v2": str(second), "modelspec.architecture": f"stable-diffusion-{kind}/lora"}
 
     @classmethod
-    def by_name(cls, known: Known, base: Path) -> StableDiffusion:
+    def by_name(cls, known: Known, base: Path, chosen: Chosen) -> StableDiffusion:
         found = cls.__new__(cls)
-        found.base, found.known, found.chosen = base, known, Chosen()
+        found.base, found.known = base, known
+        found.chosen = Chosen(vae_dtype=chosen.vae_dtype)  # all else is a fact of what is known
         found.configs = known.configs
         found._describe(known.configs)
         found.layers = known.layers
@@ -280,8 +281,7 @@ class StableDiffusion(Family):
 
 
 class StableDiffusionModel(Model):
-    """The loaded parts. The autoencoder is held in fp32: in half precision SD's overflows; one that
-    says of itself that it does not is held as the rest."""
+    """The loaded parts."""
 
     # {text encoder: (its class, its tokenizer, its name in files of embeddings)}
     texts: ClassVar[Mapping[str, tuple[str, str, str]]] = {

@@ -74,8 +74,8 @@ class StableDiffusionXL(StableDiffusion):
                 and str(index.get("_class_name", "")).startswith("StableDiffusionXL"))
 
     @classmethod
-    def by_name(cls, known: Known, base: Path) -> StableDiffusionXL:
-        found = super().by_name(known, base)
+    def by_name(cls, known: Known, base: Path, chosen: Chosen) -> StableDiffusionXL:
+        found = super().by_name(known, base, chosen)
         found.layers = _written(found.layers)
         return found
 

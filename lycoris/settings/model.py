@@ -26,6 +26,10 @@ class ModelConfig:
                                label="Precision of the base")] = "auto"
     vae: Annotated[str, Knob("Another autoencoder than the base's own: a .safetensors file or a "
                              "folder. Empty for its own.", file=True, label="VAE")] = ""
+    vae_dtype: Annotated[str, Knob(
+        "auto is fp32, but for a VAE whose config says that it is safe in half precision "
+        "(force_upcast). half holds it as the rest of the base: for the fp16-fix VAE as a file.",
+        choices=("auto", "fp32", "half"), label="Precision of the VAE")] = "auto"
     tokenizer: Annotated[str, Knob(
         "Folder with CLIP's tokenizer, for a base of one file. Empty looks beside the file and in "
         "the Hugging Face cache.", file=True, label="Tokenizer")] = ""
