@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import promptfile, schedules, words
+from . import promptfile, samplers, schedules, words
 from .config import LEAVES
 
 if TYPE_CHECKING:
@@ -86,8 +86,11 @@ def checkpoints(said: Mapping[str, Any], found: Reading) -> None:
 
 def sampler(said: Mapping[str, Any], found: Reading) -> None:
     name = str(said["sample_sampler"] or "")
-    if name.lower() in promptfile.SAMPLERS:
-        found.settings["sample.sampler"] = promptfile.SAMPLERS[name.lower()]
+    ours = promptfile.SAMPLERS.get(name.lower())
+    if ours and (lacking := samplers.problem(ours)):
+        found.unknown.append(f"sample_sampler={name}: {lacking}")
+    elif ours:
+        found.settings["sample.sampler"] = ours
     elif name not in NOTHING:
         found.unknown.append(f"sample_sampler={name}: known are "
                              f"{', '.join(promptfile.SAMPLERS)}.")

@@ -33,8 +33,7 @@ SCHEDULES = {"wsd": "warmup_stable_decay"}
 NO_SCHEDULE = ("rex",)
 PRECISIONS = {"fp32": "no"}
 FILES = {"fp32": "float"}
-SAMPLERS = {ours: theirs for theirs, ours in reversed(promptfile.SAMPLERS.items())} | {
-    "DPM++ 2M": "dpmsolver++"}
+SAMPLERS = {ours: theirs for theirs, ours in reversed(promptfile.THEIRS.items())}
 CHUNKS = 3  # of 75 tokens at most
 PLAIN = ("train.seed", "train.gradient_checkpointing", "output.author", "output.license",
          "output.description", "output.name")

@@ -253,6 +253,8 @@ def check_names(run: Config) -> None:
                               + knobs.nearest(str(value), tuple(known)))
     if "network.algo" not in problems:
         try:
+    if "sample.sampler" not in problems and (lacking := samplers.problem(run.sample.sampler)):
+        problems["sample.sampler"] = lacking
             algorithms.read_options(run.network.algo, run.network.options)
         except ConfigError as error:
             problems |= error.problems
@@ -365,6 +367,7 @@ def _warnings(plan: Plan) -> list[Warned]:
     found += optimizers.warnings(run)
     if run.model.clip_skip > 1 and not plan.family.clip_skips:
         found.append(Warned(
+    found += promptfile.notes(run.sample)
             f"model.clip_skip is {run.model.clip_skip}, but which layers of its text encoders "
             f"{plan.family.label} reads is part of the model: it does nothing.", "Set it to 1."))
     if not 1 / 1.5 <= run.dataset.resolution / plan.family.resolution <= 2:

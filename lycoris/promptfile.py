@@ -18,6 +18,7 @@ from typing import Any
 
 from . import config, knobs, samplers
 from .errors import ConfigError, RunError
+from .events import Warned
 from .settings import SampleConfig
 
 LINES, FILE = "sample.prompts", "sample.prompts_file"
@@ -26,19 +27,27 @@ OPTIONS = {"w": ("width", "sample.width"), "h": ("height", "sample.height"),
            "d": ("seed", "sample.seeds"), "s": ("steps", "sample.steps"),
            "l": ("guidance", "sample.guidance"), "n": ("negative", "sample.negative"),
            "ss": ("sampler", "sample.sampler")}
+# What belongs to other kinds of models than ours, and what it is there.
+OTHERS = {"g": "the guidance that Flux has learned", "fs": "the shift of flow models",
+          "cn": "a picture for ControlNet", "ctr": "where Lumina ends its CFG",
+          "rcfg": "how far Lumina evens out its CFG"}
 # The same in the tables of .toml and .json files.
 KEYS = {"width": "w", "height": "h", "seed": "d", "sample_steps": "s", "scale": "l",
-        "negative_prompt": "n", "sample_sampler": "ss"}
+        "negative_prompt": "n", "sample_sampler": "ss", "guidance_scale": "g", "flow_shift": "fs",
+        "controlnet_image": "cn", "cfg_trunc_ratio": "ctr", "renorm_cfg": "rcfg"}
 IDLE = ("enum",)  # kohya's own numbering: says nothing
-SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "k_euler": "Euler", "euler_a": "Euler a",
-            "k_euler_a": "Euler a", "dpmsolver": "DPM++ 2M", "dpmsolver++": "DPM++ 2M",
-            "unipc": "UniPC", **{name.lower(): name for name in samplers.ROWS}}
+THEIRS = {"ddim": "DDIM", "pndm": "PNDM", "lms": "LMS", "euler": "Euler", "euler_a": "Euler a",
+          "heun": "Heun", "dpm_2": "DPM2", "dpm_2_a": "DPM2 a", "dpmsolver++": "DPM++ 2M",
+          "dpmsolver": "DPM++ 2M", "dpmsingle": "DPM++ 2S", "k_lms": "LMS", "k_euler": "Euler",
+          "k_euler_a": "Euler a", "k_dpm_2": "DPM2", "k_dpm_2_a": "DPM2 a"}
+SAMPLERS = {**THEIRS, **{name.lower(): name for name in samplers.ROWS}}
 SHOWN = 3  # bad lines that are named in one message
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt; None leaves it to the settings. `place` is where it stands, for messages."""
+    """One prompt; None leaves it to the settings. `place` is where it stands, for messages;
+    `unused` has what it says and is not painted by, in sentences."""
 
     text: str
     width: int | None = None
@@ -49,12 +58,13 @@ class Prompt:
     negative: str | None = None
     sampler: str | None = None
     place: str = ""
+    unused: tuple[str, ...] = ()
 
     @property
     def own(self) -> dict[str, Any]:
         """What it says itself of how it is painted, without its seed."""
         return {name: value for name, value in asdict(self).items()
-                if value is not None and name not in ("text", "seed", "place")}
+                if value is not None and name not in ("text", "seed", "place", "unused")}
 
 
 def read(sample: SampleConfig) -> tuple[Prompt, ...]:
@@ -90,6 +100,17 @@ def plain(sample: SampleConfig) -> SampleConfig:
     return replace(sample, prompts=texts, prompts_file="")
 
 
+def notes(sample: SampleConfig) -> list[Warned]:
+    """What prompts say and are not painted by, each thing once."""
+    found: dict[str, list[str]] = {}
+    for prompt in read(sample):
+        for said in prompt.unused:
+            found.setdefault(said, []).append(prompt.place)
+    return [Warned(f"{places[0][0].upper()}{places[0][1:]}"
+                   + f" and {len(places) - 1} more" * (len(places) > 1) + f": {said}")
+            for said, places in found.items()]
+
+
 def check_sides(sample: SampleConfig, unit: int) -> dict[str, str]:
     """{setting: problem} of prompts whose own sides are no multiples of what the model halves."""
     found: dict[str, str] = {}
@@ -116,9 +137,9 @@ def _line(place: str, line: str) -> Prompt:
     values: dict[str, Any] = {}
     for option in options:
         name, _, value = option.strip().partition(" ")
-        if name.lower() not in OPTIONS:
+        if name.lower() not in OPTIONS | OTHERS:
             raise ValueError(f"there is no option --{name}; known are "
-                             + ", ".join(f"--{known}" for known in OPTIONS))
+                             + ", ".join(f"--{known}" for known in OPTIONS | OTHERS))
         values[name.lower()] = value.strip()
     return _made(place, text.strip(), values)
 
@@ -136,13 +157,18 @@ def _table(place: str, entry: Any) -> Prompt:
         inner = _line(place, text)
         rest = _made(place, "", {KEYS[key]: entry[key] for key in KEYS if key in entry})
         seed = inner.seed if inner.seed is not None else rest.seed
-        return replace(inner, **{**rest.own, **inner.own}, seed=seed)
+        return replace(inner, **{**rest.own, **inner.own}, seed=seed,
+                       unused=tuple(dict.fromkeys(rest.unused + inner.unused)))
     return _made(place, text.strip(), {KEYS[key]: entry[key] for key in KEYS if key in entry})
 
 
 def _made(place: str, text: str, values: Mapping[str, Any]) -> Prompt:
     found: dict[str, Any] = {}
+    unused = [f"--{option} is {OTHERS[option]}, and not used with this kind of model."
+              for option in values if option in OTHERS]
     for option, value in values.items():
+        if option in OTHERS:
+            continue
         field, path = OPTIONS[option]
         leaf = config.LEAVES[path]
         try:
@@ -154,7 +180,10 @@ def _made(place: str, text: str, values: Mapping[str, Any]) -> Prompt:
         found[field] = got[0] if leaf.item_type else got
     if "sampler" in found:
         found["sampler"] = _sampler(found["sampler"])
-    return Prompt(text, place=place, **found)
+        if lacking := samplers.problem(found["sampler"]):
+            unused.append(f"--ss is not used. {lacking}")
+            del found["sampler"]
+    return Prompt(text, place=place, unused=tuple(unused), **found)
 
 
 def _sampler(name: str) -> str:

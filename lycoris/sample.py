@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from . import contestants, devices, events, loading, plan, sampling
+from . import contestants, devices, events, loading, plan, promptfile, sampling
 from .contestants import Contestant
 from .errors import ConfigError, OutOfMemory
 from .families import open_chosen
@@ -25,6 +25,8 @@ def run(run: Config, taker: Contestant, where: Path, emit: Callable[[events.Even
                                              "sample.seeds"})
     family = open_chosen(run.model)
     plan.check_base(run, family)
+    for note in promptfile.notes(run.sample):
+        emit(note)
     device = devices.choose(run.train.device)
     precision = devices.precision(run.train.precision, device)
     how = sampling.settings_of(run.sample, run.dataset.resolution, family.side_multiple)

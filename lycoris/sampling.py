@@ -98,6 +98,8 @@ def _denoise(model: Model, scheduler: Any, cond: Condition, seed: int, settings:
     latents = torch.randn((1, model.latent_channels, settings.height // scale,
                            settings.width // scale), generator=stream).to(model.device)
     scheduler.set_timesteps(settings.steps, device=model.device)
+    if hasattr(scheduler, "set_begin_index"):  # it would look for the first timestep, which Karras'
+        scheduler.set_begin_index(0)  # sigmas of a model of zero terminal SNR have several times
     latents = latents * scheduler.init_noise_sigma
     guided = settings.guidance > 1
     positive = {name: tensor[1:] for name, tensor in cond.items()}

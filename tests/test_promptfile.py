@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lycoris import plan, promptfile, sampling
+from lycoris import plan, promptfile, samplers, sampling
 from lycoris.errors import ConfigError
 from lycoris.promptfile import Prompt
 from lycoris.settings import Config, SampleConfig
@@ -45,6 +45,44 @@ def test_toml_and_json_say_the_same(tmp_path: Path) -> None:
     bare = [[(p.text, p.seed, p.own) for p in found] for found in (one, two)]
     assert bare[0] == bare[1] == [("a zorb", 3, {"width": 64, "steps": 9}),
                                   ("a cube", None, {"width": 32, "steps": 9, "guidance": 4.0})]
+
+
+def test_what_belongs_to_other_models_is_told_and_left(tmp_path: Path) -> None:
+    found = read(tmp_path / "p.txt", "a --g 3.5 --l 4 --fs 3.0\nb --g 2 --cn x y.png --ctr .5\nc")
+    assert [(p.text, p.own) for p in found] == [("a", {"guidance": 4.0}), ("b", {}), ("c", {})]
+    sample = SampleConfig(prompts=("d --rcfg 1",), prompts_file=str(tmp_path / "p.txt"))
+    told = [note.text for note in promptfile.notes(sample)]
+    assert told[0].startswith("Prompt 1: --rcfg is how far Lumina"), told
+    assert told[1].startswith("Line 1 of p.txt and 1 more: --g is the guidance that Flux"), told
+    assert len(told) == 5 and not promptfile.notes(SampleConfig(prompts=("a --l 4",)))
+    one = read(tmp_path / "p.json", '[{"prompt": "a --g 1", "guidance_scale": 3, "flow_shift": 3}]')
+    assert len(one[0].unused) == 2 and not one[0].own
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [
+    ("ddim", "DDIM"), ("pndm", "PNDM"), ("euler", "Euler"), ("euler_a", "Euler a"),
+    ("heun", "Heun"), ("dpm_2", "DPM2"), ("dpm_2_a", "DPM2 a"), ("dpmsolver", "DPM++ 2M"),
+    ("dpmsolver++", "DPM++ 2M"), ("dpmsingle", "DPM++ 2S"), ("k_euler", "Euler"),
+    ("k_euler_a", "Euler a"), ("k_dpm_2", "DPM2"), ("K_DPM_2_A", "DPM2 a"), ("UniPC", "UniPC")])
+def test_samplers_by_their_names_there(tmp_path: Path, theirs: str, ours: str) -> None:
+    assert read(tmp_path / "p.txt", f"a --ss {theirs}")[0].sampler == ours
+
+
+@pytest.mark.parametrize("name", ["lms", "k_lms"])
+def test_a_sampler_that_lacks_its_package_is_told_and_left(
+        tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "p.txt"
+    monkeypatch.setattr(samplers.importlib.util, "find_spec", lambda name: name)
+    assert read(file, f"a --ss {name}")[0].sampler == "LMS"
+    monkeypatch.setattr(samplers.importlib.util, "find_spec", lambda name: None)
+    assert read(file, f"a --ss {name} --w 64")[0].own == {"width": 64}
+    told = promptfile.notes(SampleConfig(prompts_file=str(file)))
+    assert "--ss is not used. LMS needs the package scipy." in told[0].text
+
+
+def test_the_plan_tells_of_it(settings: Settings) -> None:
+    made = plan.make(settings('sample.prompts=["a --g 3.5"]'))
+    assert any("--g is the guidance" in warning.text for warning in made.warnings)
 
 
 @pytest.mark.parametrize(("name", "text", "said"), [

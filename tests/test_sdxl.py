@@ -105,7 +105,7 @@ def test_zero_terminal_snr_reaches_training_and_samplers(tmp_path: Path) -> None
     x0, n = torch.randn(2, 1, 4, 8, 8)
     assert torch.equal(model.objective.noised(x0, n, last), n)
     assert torch.equal(model.objective.target(x0, n, last), -x0)
-    for name in samplers.ROWS:
+    for name in (name for name in samplers.ROWS if not samplers.problem(name)):
         scheduler = samplers.make(name, model.scheduler_config)
         scheduler.set_timesteps(4)
         assert scheduler.timesteps[0] == 999, name
