@@ -8,7 +8,8 @@ attention layers, AdamW, the same batch and precision. Each contender is a proce
 median over rounds within the same round. On a CPU the model has a quarter of the widths. The recipe
 runs as it is documented, encoding pictures and captions in every step, and with both cached as ours
 has them, which is the fair row for the step itself. --profile shows where a step of ours spends its
-time. A peer is found in --peers as step_cost.py says.
+time. A peer is found in --peers as step_cost.py says. On a machine that does other things
+meanwhile, --threads 1 --clock cpu counts a step's CPU seconds instead of the clock on the wall.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ def measure(folder: Path, kind: str, options: argparse.Namespace) -> dict[str, R
                                       pictures=str(pictures), batch=options.batch, dim=16,
                                       cached=name == CACHED)
             asked(worker, "steps", count=2)
+        if len({each.built["trained"] for each in found.values()}) > 1:
+            raise SystemExit(f"{kind}: they train different numbers of parameters: " + ", ".join(
+                f"{name} {each.built['trained']:,}" for name, each in found.items()))
         if options.profile:
             sys.stdout.write(asked(workers[OURS], "profile", count=options.steps)["table"] + "\n")
             return {}
@@ -82,13 +86,15 @@ def asked(worker: Worker, do: str, **more: Any) -> dict[str, Any]:
 
 
 def report(kind: str, found: Mapping[str, Result], batch: int) -> list[str]:
-    """Rows: ours first; ratios are the contender's time over ours."""
+    """Rows: ours first; ratios are the contender's time over ours, with their quartiles."""
     own, rows = found[OURS], []
     for name, one in found.items():
-        ratio = statistics.median(a / b for a, b in zip(one.steps, own.steps, strict=True))
+        over = [a / b for a, b in zip(one.steps, own.steps, strict=True)]
+        low, middle, high = statistics.quantiles(over, method="inclusive")
+        ratio = f"{middle:.2f}" + ("" if name == OURS else f" ({low:.2f} to {high:.2f})")
         cached = PICTURES / one.built["cache"] if name != PLAIN else 0
         rows.append(row(
-            kind, name, f"{batch / statistics.median(one.steps):.2f}", f"{ratio:.2f}",
+            kind, name, f"{batch / statistics.median(one.steps):.2f}", ratio,
             f"{one.memory / MIB:,.0f}", f"{cached:.1f}" if cached else "–",
             f"{one.built['load']:.2f}", f"{statistics.median(one.saves):.3f}"))
     return rows
@@ -109,12 +115,15 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=0, help="of the pictures")
     parser.add_argument("--narrow", action="store_true", help="a quarter of the widths")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="of the steps")
     parser.add_argument("--peers", type=Path, default=HERE.parent / ".venv-peers")
     parser.add_argument("--profile", action="store_true", help="where a step of ours goes")
     parser.add_argument("--verbose", action="store_true", help="show the workers' own output")
     options = parser.parse_args(words)
     if set(options.family.split(",")) - set(SIDES):
         parser.error(f"--family: {', '.join(SIDES)}")
+    if options.rounds < 2:
+        parser.error("--rounds: two at least")
     if options.device == "auto":
         import torch
 
@@ -123,7 +132,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     options.narrow = options.narrow or cpu
     options.steps = options.steps or (2 if cpu else 10)
     options.dtype = options.dtype or ("fp32" if cpu else "bf16")
-    options.clock, options.widths, options.latents = "wall", (), 0  # step_worker's, unused
+    options.widths, options.latents = (), 0  # step_worker's, unused
     return options
 
 
