@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lycogui import wording
 from lycogui.workspace import Workspace, run_id
-from lycoris import algorithms, config, knobs
+from lycoris import algorithms, config, contestants, knobs, recipes
 from lycoris.config import LEAVES
 from lycoris.errors import ConfigError, RunError
 from lycoris.runs import RunFolder
@@ -36,7 +37,7 @@ def tool(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     history = job.history()
     found |= {**_short(workspace, job, asked), **asked,
               "stage": asdict(history.stage) if history.stage else None,
-              "warnings": [f"{w.text} {w.fix}".strip() for w in history.warnings],
+              "warnings": wording.warnings(history),
               "log": job.log_tail(20) if history.failed and history.failed.kind == "bug" else ""}
     if history.finished and given.get("have") != found["id"]:
         found["result"] = _shown(result_of(job), asked)
@@ -82,18 +83,11 @@ def recipe_of(result: Mapping[str, Any]) -> Config | None:
         return None
     values = dict(knobs.flatten(settings, LEAVES))
     try:
-        return config.build(values)
+        run = config.build(values)
     except ConfigError as error:
-        return config.build({path: value for path, value in values.items()
-                             if path not in error.problems})
-
-
-def missing(run: Config) -> dict[str, str]:
-    """{setting: path} of what a recipe names and this machine does not have."""
-    files = (path for path, leaf in LEAVES.items()
-             if leaf.knob.file and not leaf.knob.catalogue and path not in OURS)
-    found = {path: knobs.get(run, path) for path in files}
-    return {path: named for path, named in found.items() if not config.find(named).exists()}
+        run = config.build({path: value for path, value in values.items()
+                            if path not in error.problems})
+    return contestants.at_home(Path(result["file"]), run) if "file" in result else run
 
 
 @functools.lru_cache(maxsize=256)
@@ -106,19 +100,19 @@ def _short(workspace: Workspace, job: RunFolder, asked: Mapping[str, Any]) -> di
     history = job.history()
     return {"id": run_id(job.path), "tool": asked.get("tool", ""), "title": asked.get("title", ""),
             "state": workspace.jobs.state(job), "at": asked.get("at"),
-            "error": asdict(history.failed) if history.failed else None, "folder": str(job.path)}
+            "error": wording.failure(history.failed), "folder": str(job.path)}
 
 
 def _shown(result: dict[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     """A result as the page draws it: with its recipe row by row, and where it now lies."""
     found = {key: value for key, value in result.items()
-             if key not in ("settings", "source_settings")}
+             if key not in ("settings", "source_settings", "preset")}
     for part in ("rows", "layers"):
         if isinstance(found.get(part), list):
             found[part] = [_labelled(row) for row in found[part]]
     run = recipe_of(result)
     if run is not None:
-        lost = missing(run)
+        lost = recipes.missing(run)
         found["recipe"] = [
             {"path": path, "label": leaf.label, "value": _text(knobs.get(run, path)),
              "changed": knobs.get(run, path) != leaf.default, "missing": path in lost}

@@ -14,7 +14,7 @@ from lycogui import toolviews, upkeep
 from lycogui.page import with_weights
 from lycogui.toolbox import Merge, Task, place_for
 from lycogui.workspace import Workspace, new_folder, run_id
-from lycoris import config, contestants, durable, hub, plan
+from lycoris import config, contestants, durable, families, hub, plan, presets, recipes
 from lycoris.config import LEAVES
 from lycoris.contestants import BASE
 from lycoris.errors import AdapterError, ConfigError, LycorisError, RunError
@@ -94,14 +94,23 @@ def start(workspace: Workspace, settings: Any, task: Task) -> str:
     return run_id(folder)
 
 
-def from_recipe(workspace: Workspace, job: str) -> Config:
-    """The settings of an inspected adapter, but for where this machine keeps its runs."""
+def from_recipe(workspace: Workspace, job: str) -> tuple[Config, str]:
+    """(the settings of an inspected adapter, but for where this machine keeps its runs; what to say
+    of a preset that came along)."""
     found = toolviews.result_of(toolviews.find(workspace, job))
     run = toolviews.recipe_of(found)
     if run is None:
         raise AdapterError("This file does not say how it was trained.",
                            "Only adapters trained with lycogui carry their settings.")
-    return replace(run, output=replace(run.output, folder=workspace.config.output.folder))
+    run, said = with_preset(run, found.get("preset", ""))
+    return replace(run, output=replace(run.output, folder=workspace.config.output.folder)), said
+
+
+def with_preset(run: Config, text: str) -> tuple[Config, str]:
+    """(the settings of a recipe with the preset that came along in the user's folder, what to say
+    of it)."""
+    name, said = presets.take_over(run.network.preset, text, families.built_in_presets())
+    return replace(run, network=replace(run.network, preset=name)), said
 
 
 def settings_of(workspace: Workspace, folder: str) -> Config:
@@ -118,14 +127,15 @@ def going_on(workspace: Workspace, adapter: str) -> tuple[Config, str]:
     taker = contestants.parse(adapter, workspace.runs_folder)
     if taker.path is None:
         raise AdapterError(f"{BASE} is the base model itself.", "Choose an adapter.")
-    recipe = contestants.recipe(taker.path)
-    run = recipe or workspace.config
+    recipe, preset = contestants.recipe(taker.path)
+    run, kept = with_preset(recipe, preset) if recipe else (workspace.config, "")
     run = replace(run, network=replace(run.network, weights=str(taker.path), init="default"),
                   output=replace(run.output, name="", folder=workspace.config.output.folder))
     if recipe is None:
         return run, (f"{taker.name} does not say how it was trained: set its algorithm, dim, alpha "
                      "and layers yourself.")
-    return run, f"The next run goes on from {taker.name}, with its settings. Press Train."
+    said = f"The next run goes on from {taker.name}, with its settings. Press Train."
+    return run, f"{said} {kept}".strip()
 
 
 def for_form(run: Config) -> tuple[Config, str]:
@@ -136,7 +146,7 @@ def for_form(run: Config) -> tuple[Config, str]:
     if name and plan.with_free_name(run).output.name != name:
         said += f" There is a run called {name} already, so the name is left empty."
         run = replace(run, output=replace(run.output, name=""))
-    for path, named in toolviews.missing(run).items():
+    for path, named in recipes.missing(run).items():
         said += f" {LEAVES[path].label} {named} does not exist here."
     return run, said
 

@@ -4,19 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from typing import Any
 
-from . import config, runpresets
-from .errors import ConfigError
+from . import config, runpresets, units
 from .follow import Signals
 from .settings import Config
 from .terminal import Terminal, mebibytes, table
-
-UNITS = {"": 1, "B": 1, "K": 2**10, "KIB": 2**10, "KB": 10**3, "M": 2**20, "MIB": 2**20,
-         "MB": 10**6, "G": 2**30, "GIB": 2**30, "GB": 10**9}
-
 
 def asked(options: argparse.Namespace) -> bool:
     """Is the estimate about a choice?"""
@@ -28,7 +22,7 @@ def estimate(options: argparse.Namespace, terminal: Terminal) -> int:
     if options.match:
         _match(run, options.match, terminal)
     elif options.budget:
-        _budget(run, size_of(options.budget), terminal)
+        _budget(run, units.parsed(options.budget), terminal)
     elif options.curves:
         _curves(run, terminal)
     else:
@@ -59,6 +53,7 @@ def recipe(options: argparse.Namespace, terminal: Terminal, signals: Signals) ->
     found = (recipes.read(sys.stdin.read()) if options.source == "-"
              else recipes.of_file(config.find(options.source)))
     if options.form:
+        found = found.taken_over()
         shared = recipes.write(found.whole(), options.form)
         terminal.document({**found.data(), **_shared(shared, options.form)}, shared.text)
         terminal.say(found.text)
@@ -101,14 +96,6 @@ def _preset(one: runpresets.RunPreset) -> dict[str, Any]:
             "family": one.family, "memory": one.memory, "values": dict(one.values)}
 
 
-def size_of(text: str) -> int:
-    """Bytes of "40MiB", "40MB", "40M" (as MiB) or "41943040"; ConfigError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if not match or match[2].upper() not in UNITS:
-        raise ConfigError({"": f"{text!r} is no size"}, "Write e.g. 40MiB, 2.5MB or 500000.")
-    return int(float(match[1]) * UNITS[match[2].upper()])
-
-
 def _match(run: Config, algo: str, terminal: Terminal) -> None:
     from . import choose
 
@@ -119,14 +106,24 @@ def _match(run: Config, algo: str, terminal: Terminal) -> None:
 
 
 def _budget(run: Config, limit: int, terminal: Terminal) -> None:
-    from . import choose
+    from . import choose, outlook
+    from .guideline import ASPECTS
 
     fits = choose.budget(run, _family(run), limit)
-    rows = [(fit.label, fit.problem or (
-        f"{mebibytes(fit.file_bytes):>11}  {fit.parameters:>13,} parameters  "
-        f"{mebibytes(fit.training_bytes):>11} while training  "
-        f"{choose.in_words(fit.changed, fit.algo)}  ({fit.rating})")) for fit in fits]
-    terminal.document({"limit": limit, "fits": [fit.data() for fit in fits]}, table(rows))
+    peaks = [outlook.peak(fit.plan) if fit.plan and not fit.problem else 0 for fit in fits]
+    lines = [("", f"{'file':>10}  {'parameters':>13}  {'peak memory':>11}  settings")]
+    for fit, peak in zip(fits, peaks, strict=True):
+        said = ", ".join(filter(None, (choose.in_words(fit.changed, fit.algo), fit.note)))
+        lines.append((fit.label, fit.problem or (
+            f"{units.size(fit.file_bytes):>10}  {fit.parameters:>13,}  {units.size(peak):>11}  "
+            f"{said}")))
+        if not fit.problem:
+            ranks = fit.column and ", ".join(
+                f"{ASPECTS[name].lower()} {symbol}" for name, symbol in fit.column.symbols.items())
+            lines.append(("", f"guideline: {fit.rating}" + (f": {ranks}" if ranks else "")))
+    terminal.document({"limit": limit, "fits": [
+        {**fit.data(), "memory": peak} for fit, peak in zip(fits, peaks, strict=True)]},
+        table(lines))
 
 
 def _curves(run: Config, terminal: Terminal) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from . import (
     events,
     grid,
     loading,
+    metadata,
     plan,
     promptfile,
     sampling,
@@ -145,7 +146,9 @@ class _Painter:
 
 def _recipe(run: Config, family: Family, takers: Sequence[Contestant]) -> dict[str, Any]:
     """Everything needed to paint this again, embedded in the grid."""
-    return {"lycogui": __version__, "base": family.called, "sample": asdict(run.sample),
+    said = {path.partition(".")[2]: value for path, value in metadata.shared(run).items()
+            if path.startswith("sample.")}
+    return {"lycogui": __version__, "base": family.called, "sample": said,
             "resolution": run.dataset.resolution,
             "contestants": [contestants.describe(each, family) for each in takers]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import adapterfile, algorithms, config, metadata
-from .errors import AdapterError, ConfigError
+from .errors import AdapterError, ConfigError, LycorisError
 from .families import Family, Model
 from .settings import Config
 
@@ -103,9 +104,23 @@ def describe(contestant: Contestant, family: Family) -> dict[str, Any]:
             "algorithms": summary(file), "settings": asdict(trained) if trained else None}
 
 
-def recipe(path: Path) -> Config | None:
-    """The settings an adapter was trained with; None where its file does not say."""
-    return metadata.config_of(adapterfile.AdapterFile(path).metadata)
+def recipe(path: Path) -> tuple[Config | None, str]:
+    """(the settings an adapter was trained with, None where its file does not say; the text of the
+    preset they name, where it is one of somebody's own)."""
+    found = adapterfile.AdapterFile(path).metadata
+    run = metadata.config_of(found)
+    return run and at_home(path, run), found.get(metadata.PRESET_KEY, "")
+
+
+def at_home(path: Path, recorded: Config) -> Config:
+    """What an adapter's file recorded, with its folders and files as the run has them that it lies
+    in: others are told their names alone."""
+    for folder in path.resolve().parents[:2]:  # the run, or its folder of checkpoints
+        file = folder / "config.toml"
+        if file.is_file() and folder.name == recorded.output.name:
+            with contextlib.suppress(LycorisError):  # of another version: not needed
+                return metadata.at_home(recorded, config.load(file))
+    return recorded
 
 
 def facts(path: Path, family: Family | None) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""What an adapter's file says of itself: kohya's ss_* keys, modelspec.*, and our whole config.
+"""What an adapter's file says of itself: kohya's ss_* keys, modelspec.*, and our whole config with
+the preset of one's own that it names.
 
 The estimate fills the same keys before training, so every value that changes between then and the
 end (times, ids, hashes) has a fixed width.
@@ -8,20 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
 
 from torch import Tensor
 
-from . import __version__, config, kohya_loss, tensorfile
+from . import __version__, config, knobs, kohya_loss, tensorfile
+from .config import LEAVES
 from .data.folder import Dataset, tags_of
 from .errors import ConfigError
 from .families import Family
 from .settings import Config
 
 CONFIG_KEY = "lycogui_config"
+PRESET_KEY = "lycogui_preset"  # the text of a preset of one's own
 MAX_TAGS = 2000
+NOT_SHARED = "output.folder"  # where this machine keeps its runs
+PLACES = tuple(path for path, leaf in LEAVES.items() if leaf.knob.file and path != NOT_SHARED)
+IN_MORE = ("folder", "mask_folder")  # places in an entry of dataset.more
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Facts:
     step: int
     loss: float = 0.0
     thumbnail: str = ""
+    preset: str = ""  # the text of a preset of one's own
     started: float = 0.0
     finished: float = 0.0
     session: int = 0
@@ -56,7 +66,7 @@ def describe(run: Config, family: Family, dataset: Dataset | None, facts: Facts)
         "ss_network_dim": str(network.dim),
         "ss_network_alpha": _number(network.alpha),
         "ss_network_args": json.dumps({
-            "algo": network.algo, "preset": network.preset, "conv_dim": str(conv_dim),
+            "algo": network.algo, "preset": place(network.preset), "conv_dim": str(conv_dim),
             "conv_alpha": _number(conv_alpha),
             **{name: str(value) for name, value in network.options.items()}}),
         "ss_network_dropout": _number(network.dropout),
@@ -92,9 +102,8 @@ def describe(run: Config, family: Family, dataset: Dataset | None, facts: Facts)
             "steps": facts.step, "epochs": epochs,
             "pictures": len(dataset.learned) if dataset else 0,
             "loss": f"{min(facts.loss, 99.0):09.6f}"}),
-        CONFIG_KEY: json.dumps({path: value for path, value in config.to_dict(run).items()
-                                if path != "output.folder"},  # where on this machine: no one's
-                               ensure_ascii=False),
+        CONFIG_KEY: json.dumps(shared(run), ensure_ascii=False),
+        **({PRESET_KEY: facts.preset} if facts.preset else {}),
     }
     return found
 
@@ -139,6 +148,37 @@ def config_of(found: Mapping[str, str]) -> Config | None:
     except ConfigError as error:
         return config.build({path: value for path, value in values.items()
                              if path not in error.problems})
+
+
+def shared(run: Config) -> dict[str, Any]:
+    """{path: value} of the settings as others may read them: who made it, and how their disk is
+    laid out, is nobody's business."""
+    found = {path: value for path, value in config.to_dict(run).items() if path != NOT_SHARED}
+    found |= {path: place(found[path]) for path in PLACES}
+    found["dataset.more"] = [
+        {name: place(value) if name in IN_MORE else value for name, value in entry.items()}
+        for entry in found["dataset.more"]]
+    return found
+
+
+def place(path: str) -> str:
+    """A file or folder as others may read it: from this program's folder, or as it was given where
+    that leads on from where one is; else its name alone."""
+    text = path.strip()
+    parts = re.split(r"[\\/]+", text.rstrip("\\/"))
+    if not (PurePosixPath(text).is_absolute() or PureWindowsPath(text).drive
+            or parts[0].startswith("~") or ".." in parts):
+        return path
+    root = config.ROOT.as_posix() + "/"
+    own = text.replace("\\", "/")
+    return own.removeprefix(root) if own.startswith(root) and ".." not in parts else parts[-1]
+
+
+def at_home(recorded: Config, run: Config) -> Config:
+    """What a file recorded of a run, its places whole again as that run has them here."""
+    said, own = shared(recorded), shared(run)
+    return knobs.replace(recorded, {path: knobs.get(run, path) for path in (*PLACES, "dataset.more")
+                                    if said[path] == own[path]})
 
 
 def _modelspec(run: Config, facts: Facts) -> dict[str, str]:

@@ -158,12 +158,14 @@ def make(run: Config, *, family: Family | None = None, dataset: Dataset | None =
 def create(made: Plan, **notes: Any) -> RunFolder:
     """The run folder of a plan, with the complete settings, an own preset, and the plan in it.
 
-    `notes` go into plan.json. Raises RunError where a run of that name exists.
+    `notes` go into plan.json. Nothing is made where that cannot be: RunError where a run of that
+    name exists, DiskError where its drive cannot hold what it will write.
     """
-    from . import outlook  # it looks at plans
+    from . import disk, outlook  # they look at plans
 
     run = named(made.config)
     folder = RunFolder(Path(run.output.folder).expanduser() / run.output.name)
+    disk.require(made, folder.path)
     notes = {**outlook.describe(made), **notes}
     files = {"config.toml": config.dump(run),
              "plan.json": json.dumps({**made.summary(), **notes}, indent=1, ensure_ascii=False)}
@@ -211,7 +213,7 @@ def facts_of(run: Config, buckets: Sequence[tuple[int, int]], **known: Any) -> m
         batches_per_epoch=batches_per_epoch(buckets, run.train.batch_size),
         buckets=Counter(buckets),
         precision=devices.precision(run.train.precision, devices.choose(run.train.device)),
-        **{"step": run.train.steps,
+        **{"step": run.train.steps, "preset": presets.source(run.network.preset),
            "thumbnail": thumbnail.BLANK if shows_thumbnail(run) else "", **known})
 
 
@@ -251,10 +253,10 @@ def check_names(run: Config) -> None:
         elif known is not None and value not in known:
             problems[path] = (f"{path}: there is no {value!r}; choose one of {', '.join(known)}."
                               + knobs.nearest(str(value), tuple(known)))
-    if "network.algo" not in problems:
-        try:
     if "sample.sampler" not in problems and (lacking := samplers.problem(run.sample.sampler)):
         problems["sample.sampler"] = lacking
+    if "network.algo" not in problems:
+        try:
             algorithms.read_options(run.network.algo, run.network.options)
         except ConfigError as error:
             problems |= error.problems
@@ -365,9 +367,9 @@ def _warnings(plan: Plan) -> list[Warned]:
                 "train.accumulate."))
     found += surprises.network(run, plan.family, plan.assignments)
     found += optimizers.warnings(run)
+    found += promptfile.notes(run.sample)
     if run.model.clip_skip > 1 and not plan.family.clip_skips:
         found.append(Warned(
-    found += promptfile.notes(run.sample)
             f"model.clip_skip is {run.model.clip_skip}, but which layers of its text encoders "
             f"{plan.family.label} reads is part of the model: it does nothing.", "Set it to 1."))
     if not 1 / 1.5 <= run.dataset.resolution / plan.family.resolution <= 2:

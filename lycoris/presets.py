@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
+import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from . import config, knobs
+from . import config, durable, knobs
 from .algorithms import Layer
 from .errors import ConfigError
 from .presetfile import FIELD, ROLES, Override, Preset, Target, parse, read, refusal
@@ -116,6 +117,29 @@ def source(name: str) -> str:
     file is gone."""
     file = _file(name)
     return "" if file is None or not file.is_file() else file.read_text("utf-8")
+
+
+def take_over(name: str, text: str, built_in: Iterable[str]) -> tuple[str, str]:
+    """(what a preset that came along with a recipe is called here, a sentence on it): its `text` is
+    in the user's folder then, never over another file, unless it is no preset."""
+    if not text or name in built_in or source(name) == text:
+        return name, ""
+    stem = re.split(r"[\\/]", name)[-1].removesuffix(".toml")
+    if config.name_problem(stem) or not stem:
+        stem = "preset"
+    try:
+        parse(stem, tomllib.loads(text.lstrip("\ufeff")))
+    except (tomllib.TOMLDecodeError, ConfigError) as error:
+        return name, f"Its preset {stem} cannot be used: {error}."
+    free, number = stem, 1
+    while free in built_in or (_named(free).exists() and source(free) != text):
+        number += 1
+        free = f"{stem}-{number}"
+    if not _named(free).exists():
+        durable.make_folder(_folder())
+        durable.write_text(_named(free), text)
+    other = "" if free == stem else f" {stem} is the name of another one here."
+    return free, f"Its preset of layers is {free} in {_folder()}.{other}"
 
 
 def select(kind: type[Family], layers: Sequence[Layer], preset: Preset) -> Selection:
@@ -282,7 +306,11 @@ def _file(name: str) -> Path | None:
     """The file of an own preset, by its path or its name; None for a name that no file has."""
     if name.endswith(".toml") or {"/", "\\"} & set(name):
         return config.find(name)
-    return _folder() / f"{name}.toml" if name in own_names() else None
+    return _named(name) if name in own_names() else None
+
+
+def _named(name: str) -> Path:
+    return _folder() / f"{name}.toml"
 
 
 def _folder() -> Path:

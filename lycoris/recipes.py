@@ -15,17 +15,22 @@ from typing import Any
 from . import (
     algorithms,
     config,
+    contestants,
+    hub,
     knobs,
     kohya,
+    kohya_data,
     kohya_file,
     metadata,
     plan,
+    presets,
     provenance,
     tensorfile,
     words,
 )
 from .config import LEAVES
 from .errors import AdapterError, ConfigError
+from .families import built_in_presets
 from .settings import Config
 
 PROSE = 12  # words without a value that stand beside settings at most
@@ -35,12 +40,14 @@ OUR_WORDS = ("python", "-m", "lycoris", "train", "estimate", "advise", "sample",
 @dataclass(frozen=True)
 class Recipe:
     """Settings that were read: {path: value}; `unknown` are sentences on what was not understood,
-    `notes` on what is not quite the same here."""
+    `notes` on what is not quite the same here; `preset` is the text of the preset they name, where
+    it came along."""
 
     source: str
     settings: Mapping[str, Any]
     unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    preset: str = ""
 
     @property
     def text(self) -> str:
@@ -57,6 +64,13 @@ class Recipe:
         if "network.options" in settings and algo is None:
             settings["network.options"] = {**run.network.options, **settings["network.options"]}
         return knobs.replace(run, settings)
+
+    def taken_over(self) -> Recipe:
+        """To be used here: with its preset in the user's folder, where it came along."""
+        name = self.settings.get("network.preset", "")
+        here, said = presets.take_over(name, self.preset, built_in_presets())
+        return replace(self, settings={**self.settings, "network.preset": here},
+                       notes=(*self.notes, said)) if said else self
 
     def whole(self) -> Config:
         """A run of these settings; what they do not say is as always on their base."""
@@ -151,7 +165,7 @@ def of_file(path: Path) -> Recipe:
     """
     if path.suffix == ".safetensors":
         _, found = tensorfile.peek(path, AdapterError)
-        recipe = of_metadata(found)
+        recipe = of_metadata(found, path)
         if recipe is None:
             raise AdapterError(f"{path.name} does not say how it was trained.",
                                "Ask its author; what its tensors tell, inspect shows.")
@@ -165,16 +179,31 @@ def of_file(path: Path) -> Recipe:
                            "Give an adapter, or a file with settings.") from None
 
 
-def of_metadata(found: Mapping[str, str]) -> Recipe | None:
-    """The settings in an adapter's metadata: ours, else kohya's; None where there are none."""
+def of_metadata(found: Mapping[str, str], path: Path | None = None) -> Recipe | None:
+    """The settings in an adapter's metadata: ours, with its places where they are here, else
+    kohya's; None where there are none. `path` is where it lies, if it is a file."""
     run = metadata.config_of(found) or provenance.source_config(found)
     if run is not None:
+        lost = missing(run := contestants.at_home(path, run) if path else run)
         return Recipe("the adapter's own settings", {
-            path: value for path, value in config.to_dict(run).items() if path != "output.folder"})
+            name: value for name, value in config.to_dict(run).items()
+            if name != metadata.NOT_SHARED and name not in lost},
+            tuple(f"{name}={named}: not on this machine." for name, named in lost.items()),
+            preset=found.get(metadata.PRESET_KEY, ""))
     given = kohya.from_metadata(found)
     if not any(key.startswith("network_") for key in given):
         return None
     return Recipe("the adapter's metadata, in kohya's words", *kohya.read(given))
+
+
+def missing(run: Config) -> dict[str, str]:
+    """{setting: path} of what a recipe names and this machine does not have."""
+    found = {path: knobs.get(run, path) for path in metadata.PLACES
+             if not LEAVES[path].knob.catalogue}
+    runs = Path(run.output.folder).expanduser()  # an adapter may be called as its run is
+    return {path: named for path, named in found.items()
+            if not (kohya_data.is_here(named) or hub.is_name(config.find(named))
+                    or (path == "network.weights" and (runs / named).is_dir()))}
 
 
 def _of_json(text: str) -> Recipe | None:

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 ENGINE, PAGE = ROOT / "lycoris", ROOT / "lycogui"
 FLOORS = {
-    1: ("errors", "durable", "knobs", "settings", "words", "config", "events", "runs",
+    1: ("errors", "durable", "knobs", "settings", "units", "words", "config", "events", "runs",
         "runpresets"),
     2: ("original", "modelfiles", "chosen",
         "registry", "known", "streams", "crew", "tensorfile", "schedules",
@@ -47,7 +47,7 @@ FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 # What the page may know of the engine: facts, names, the plan; never weights.
 FOR_THE_PAGE = {"runpresets", "known", "hub",
                 "errors", "durable", "knobs", "settings", "config", "events", "runs", "devices",
-                "families", "algorithms", "captioners", "guideline", "plan", "following",
+                "families", "presets", "algorithms", "captioners", "guideline", "plan", "following",
                 "footprint", "memory",
                 "relief", "machine", "disk", "outlook", "choose", "advice", "recipes",
                 "contestants", "optimizers", "schedules", "data.folder", "data.gather",

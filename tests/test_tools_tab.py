@@ -276,7 +276,7 @@ def test_a_recipe_goes_back_into_the_form(workspace: Workspace,
     del written["output"]["folder"]
     written["network"]["of_a_later_version"] = 1
     name = finish(job(workspace, "1"), {"settings": written, "rows": []})
-    found = toolwork.from_recipe(workspace, name)
+    found, _ = toolwork.from_recipe(workspace, name)
     assert found == replace(run, output=replace(run.output, folder=str(workspace.runs_folder)))
     assert toolwork.for_form(found)[0] == found
     said = toolwork.for_form(found)[1]
@@ -287,14 +287,27 @@ def test_a_recipe_goes_back_into_the_form(workspace: Workspace,
                                    "changed": True, "missing": False}
     assert not rows["train.seed"]["changed"] and "output.folder" not in rows
     RunFolder(workspace.runs_folder / "other").create({"config.toml": ""})
-    found, said = toolwork.for_form(toolwork.from_recipe(workspace, name))
+    found, said = toolwork.for_form(toolwork.from_recipe(workspace, name)[0])
     assert found.output.name == "" and "name is left empty" in said
     silent = finish(job(workspace, "2"), {"settings": None, "source_settings": None})
     with pytest.raises(AdapterError, match="does not say how it was trained"):
         toolwork.from_recipe(workspace, silent)
     source = finish(job(workspace, "3"), {"settings": None, "source_settings": written})
-    assert toolwork.from_recipe(workspace, source).network == run.network
+    assert toolwork.from_recipe(workspace, source)[0].network == run.network
     assert toolviews.tool(workspace, {"id": source})["result"]["recipe_of_source"] is True
+
+
+def test_a_preset_comes_with_its_recipe(workspace: Workspace, settings: Callable[..., Config],
+                                        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = 'unet_target_name = ["to_k"]'
+    written = json.loads(json.dumps(asdict(settings("network.preset=face.toml"))))
+    name = finish(job(workspace, "1"), {"settings": written, "preset": text, "rows": []})
+    assert "preset" not in toolviews.tool(workspace, {"id": name})["result"]
+    found, said = toolwork.from_recipe(workspace, name)
+    assert found.network.preset == "face" and said.startswith("Its preset of layers is face")
+    assert (tmp_path / "presets" / "face.toml").read_text() == text
+    assert workspace.enqueue(found) == "one"
 
 
 def test_made_adapters_are_known_like_runs(workspace: Workspace, trained: Path) -> None:

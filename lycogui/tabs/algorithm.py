@@ -70,9 +70,8 @@ def connect(page: Page) -> None:
         return (shows, about(run), scale_note(run),
                 gr.update(placeholder=plan.with_free_name(run).output.name), "")
 
-    gr.on([widget.change for widget in form.widgets.values()], refresh, inputs=form.inputs,
-          outputs=page["shown"], api_visibility="private",
-          show_progress="hidden", trigger_mode="always_last").then(
+    on([widget.change for widget in form.widgets.values()], refresh, inputs=form.inputs,
+       outputs=page["shown"], trigger_mode="always_last").then(
         None, js="() => { lyco.countEpoch?.(); }")
     page["refresh"] = refresh
     connect_options(page)
@@ -94,9 +93,8 @@ def connect_options(page: Page) -> None:
     on(algo.change, options_of, inputs=[algo, start], outputs=[
         *groups.values(), *(form.widgets[path] for path in uses(algo.value)), start])
     dora = form.widgets["network.dora_wd"]
-    dora.change(lambda on: [gr.update(**looks) for looks in dora_looks(on).values()], inputs=dora,
-                outputs=[form.widgets[path] for path in dora_looks(False)],
-                show_progress="hidden", api_visibility="private")
+    on(dora.change, lambda on: [gr.update(**looks) for looks in dora_looks(on).values()],
+       inputs=dora, outputs=[form.widgets[path] for path in dora_looks(False)])
 
 
 def connect_views(page: Page) -> None:
@@ -162,7 +160,7 @@ def connect_changes(page: Page) -> None:
         return pairs.Pair.of(workspace, run).runs(run)[side]
 
     def read(run: Config, event: gr.EventData) -> Config:
-        recipe = recipes.read(event.text)
+        recipe = recipes.read(event.text).taken_over()
         tell(recipe.text)
         return recipe.applied(run)
 

@@ -12,7 +12,7 @@ import gradio as gr
 from lycogui import dialogs, toolbox
 from lycogui.guard import shown, tell
 from lycogui.layout import Place
-from lycogui.page import Page, on
+from lycogui.page import QUIET, Page, on
 from lycogui.panel import Panel
 from lycogui.parts import mount
 from lycogui.toolbox import TOOLS, VALUES, Task
@@ -164,8 +164,7 @@ def connect(page: Page) -> None:
     connect_start(page, sources, inputs)
     connect_results(page)
     # What the user does only: a change comes from an empty page that is still loading as well.
-    gr.on([part.input for part in inputs], keep, inputs=inputs, api_visibility="private",
-          show_progress="hidden", trigger_mode="always_last")
+    on([part.input for part in inputs], keep, inputs=inputs, trigger_mode="always_last")
 
 
 def connect_looks(page: Page, sources: Mapping[str, Any], inputs: set[Any]) -> None:
@@ -219,8 +218,8 @@ def connect_looks(page: Page, sources: Mapping[str, Any], inputs: set[Any]) -> N
     on(tool.change, choose, inputs=[tool, page["tool view"]],
        outputs=[page["tool about"], page["tool view"]])
     shown_by = [page["tool go"], page["tool facts"], *cuts, *outs]
-    gr.on([part.change for part in inputs], look, inputs=inputs, outputs=shown_by,
-          api_visibility="private", show_progress="hidden", trigger_mode="always_last")
+    on([part.change for part in inputs], look, inputs=inputs, outputs=shown_by,
+       trigger_mode="always_last")
     on(page["tool view"].done, look, inputs=inputs, outputs=shown_by)  # a name is taken by now
     for event in (page["tools tab"].select, page["tool view"].done):
         on(event, fresh, inputs=[adapter, adapters], outputs=[adapter, adapters])
@@ -281,15 +280,16 @@ def connect_results(page: Page) -> None:
 
     @shown
     def load(event: gr.EventData) -> dict[Any, Any]:
-        run, said = for_form(from_recipe(workspace, event.id))
-        tell(said)
+        run, kept = from_recipe(workspace, event.id)
+        run, said = for_form(run)
+        tell(f"{said} {kept}".strip())
         return page.load(run)
 
     @shown
     def again(event: gr.EventData) -> dict[Any, Any]:
-        run = from_recipe(workspace, event.id)
+        run, kept = from_recipe(workspace, event.id)
         name = workspace.enqueue(plan.with_free_name(run))
-        tell(f"{name} is in the queue.")
+        tell(f"{name} is in the queue. {kept}".strip())
         return page.load(for_form(run)[0]) | {page.tabs: gr.Tabs(selected="train")}
 
     @shown
@@ -316,8 +316,7 @@ def connect_results(page: Page) -> None:
     for event in (view.proceed, page["monitor"].proceed):
         on(event, proceed, outputs=form.inputs | {page.tabs})
     on(view.base, use, outputs=form.widgets["model.base"]).then(
-        page["follow"], inputs=form.inputs, outputs=form.inputs, show_progress="hidden",
-        api_visibility="private")
+        page["follow"], inputs=form.inputs, outputs=form.inputs, **QUIET)
 
 
 def given(sources: Mapping[str, Any], values: Mapping[Any, Any]) -> dict[str, Any]:

@@ -275,10 +275,14 @@ def catalogue() -> Mapping[str, type[Family]]:
     return discover(__name__)
 
 
+def built_in_presets() -> tuple[str, ...]:
+    """Every preset of every family, each once, in their order."""
+    return tuple(dict.fromkeys(p for family in catalogue().values() for p in family.presets))
+
+
 def preset_names() -> tuple[str, ...]:
-    """Every preset of every family, each once, in their order, and the user's own."""
-    built_in = (p for family in catalogue().values() for p in family.presets)
-    return tuple(dict.fromkeys((*built_in, *presets.own_names())))
+    """Those, and the user's own."""
+    return tuple(dict.fromkeys((*built_in_presets(), *presets.own_names())))
 
 
 def check_preset(name: str) -> None:
