@@ -10,6 +10,7 @@ from pathlib import Path
 from lycoris import events
 
 GROUPS = Path("/sys/fs/cgroup")
+SYSTEM = Path("/proc/vmstat")
 KILLED = (-9, 137)  # SIGKILL, as Popen says it and as a shell does
 AGAIN = "resume goes on from the last checkpoint."
 CODES = {0xC0000005: "an access violation", 0xC0000017: "no memory", 0xC000013A: "Ctrl+C"}
@@ -19,7 +20,7 @@ def kills() -> dict[str, int]:
     """How many processes the kernel has killed for want of memory, by what counts them: this
     process's memory group, and the whole system. Empty where nothing can be read (not Linux)."""
     found = {}
-    for path in (*_groups(), Path("/proc/vmstat")):
+    for path in (*_groups(), SYSTEM):
         with contextlib.suppress(OSError, ValueError):
             for line in path.read_text("ascii", "replace").splitlines():
                 name, _, count = line.partition(" ")
@@ -45,17 +46,23 @@ def post_mortem(code: int | None, before: dict[str, int], now: dict[str, int],
                 last: str = "") -> events.Failed:
     """`code` is the exit code, None where another process's child cannot be asked; `before` and
     `now` are `kills` at its start and after its end, `last` is the last line of its log."""
-    rose = any(now.get(path, count) > count for path, count in before.items())
-    if code in KILLED or (code is None and rose):
-        if rose:
+    grew = {path for path, count in before.items() if now.get(path, count) > count}
+    ours = bool(grew - {str(SYSTEM)})  # our group's own count, which our child belongs to
+    others = bool(grew) and not ours and (code is None or before.keys() == {str(SYSTEM)})
+    if code in KILLED or (code is None and grew):
+        if ours:
             message = "The system ran out of memory and killed the engine."
+        elif others:
+            message = ("The engine was killed, probably because memory ran out: the system has "
+                       "killed a process for want of it meanwhile.")
         elif before:
             message = ("The engine was killed (kill -9) by a person or another program: the "
-                       "system has not run out of memory meanwhile.")
+                       "system has not killed it for want of memory.")
         else:
             message = ("The engine was killed by the system, most likely because memory ran out.")
         fix = ("Close other programs, or resume with train.gradient_checkpointing=true or a "
-               f"higher train.split; {AGAIN}" if rose or not before else AGAIN.capitalize())
+               f"higher train.split; {AGAIN}" if ours or others or not before
+               else AGAIN.capitalize())
         return events.Failed("crashed", message, fix)
     how = "" if code is None else f", {_named(code)}"
     said = f" Its last line: {last}" if last else ""
