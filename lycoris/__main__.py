@@ -1,7 +1,7 @@
 """python -m lycoris VERB ... : everything the app can do, without a screen.
 
-Exit codes: 0 done, 2 the user's mistake, 1 ours, 130 and 143 after SIGINT and SIGTERM, having
-saved.
+Exit codes: 0 done, 2 the user's mistake, 1 ours, 128 and the signal's number after SIGINT, SIGTERM
+and SIGHUP, having saved.
 """
 
 from __future__ import annotations

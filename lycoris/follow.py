@@ -25,8 +25,9 @@ RESULT = "result.json"
 
 
 class Signals:
-    """SIGINT and SIGTERM ask for a stop; after `patience` of them one ends the process at once. A
-    launcher of several processes repeats what its terminal has sent them already."""
+    """SIGINT, SIGTERM and SIGHUP (a closed terminal, unless `nohup` has it ignored) ask for a stop;
+    after `patience` of them one ends the process at once. A launcher of several processes repeats
+    what its terminal has sent them already."""
 
     def __init__(self) -> None:
         self.received = self._count = 0
@@ -35,8 +36,9 @@ class Signals:
 
     def __enter__(self) -> Signals:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                number = getattr(signal, name)
+            number = getattr(signal, name, None)
+            ignored = name == "SIGHUP" and number and signal.getsignal(number) is signal.SIG_IGN
+            if number and not ignored:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from lycoris import config, runs
 from lycoris.__main__ import main
+from lycoris.follow import Signals
 
 Verb = Callable[..., tuple[int, Any, str]]
 
@@ -200,7 +201,11 @@ def test_a_broken_settings_file_of_a_run_is_told_in_its_folder(
     assert code == 2 and run.state() == "failed" and failed and "network.dim" in failed.message
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130),
+           *([(signal.SIGHUP, 129)] if hasattr(signal, "SIGHUP") else [])]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_signals_save_first(small: list[str], tmp_path: Path, number: int, code: int) -> None:
     run = runs.RunFolder(tmp_path / "runs" / "one")
     process = _start("train", *small, "train.steps=100000", "sample.every=0")
@@ -211,6 +216,18 @@ def test_signals_save_first(small: list[str], tmp_path: Path, number: int, code:
     history = run.history()
     assert history.finished and history.finished.reason == "stopped"
     assert run.adapter_file.is_file() and run.state() == "stopped"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows closes no terminal so")
+def test_a_run_under_nohup_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.asked() == set()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_start_of_a_running_run_is_refused(lycoris: Verb, small: list[str],
