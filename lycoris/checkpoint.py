@@ -1,10 +1,11 @@
 """The full state of a training run in one file, written whole or not at all, checked when read.
 
-    state/step-00000100.safetensors    adapter in fp32, optimiser, step; metadata with its sha256
+    state/step-00000100.safetensors    adapter in fp32, optimiser, step; a checksum of it all
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -22,17 +23,21 @@ if TYPE_CHECKING:
     from .network import LycorisNetwork
     from .writing import Writing
 
+# The checksum of all that a state holds; earlier versions had one of its tensors alone.
+WHOLE, OLD = "checksum", "sha256"
 KEEP = 2  # the newest and, should it be damaged, the one before
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: `step` optimiser steps are done. Times in seconds since 1970."""
+    """Where a run stands: `step` optimiser steps are done. Times in seconds since 1970. `pictures`
+    is the mark of what it learns from."""
 
     step: int = 0
     loss_avg: float = 0.0
     started: float = 0.0
     session: int = 0
+    pictures: str = ""
 
 
 def save(folder: Path, network: LycorisNetwork, optimizer: torch.optim.Optimizer,
@@ -52,8 +57,8 @@ def save(folder: Path, network: LycorisNetwork, optimizer: torch.optim.Optimizer
         "progress": json.dumps(asdict(progress)),
         "optimizer": json.dumps({"state": plain, "groups": _groups(optimizer)}),
         "scaler": json.dumps(dict(scaler)),
-        "sha256": tensorfile.digest(tensors, **ticks),
     }
+    described[WHOLE] = _checksum(tensors, described, **ticks)
     return tensorfile.write(folder / f"step-{progress.step:08d}.safetensors", tensors, described,
                             **ticks)
 
@@ -139,8 +144,7 @@ def load(folder: Path) -> tuple[State | None, list[str]]:
     for number, path in reversed(_numbered(folder, "step").items()):
         try:
             tensors, described = tensorfile.read(path, RunError)
-            if tensorfile.digest(tensors) != described.get("sha256"):
-                raise RunError(f"{path.name} is damaged: its checksum does not match.")
+            _check(path, tensors, described)
             progress = Progress(**json.loads(described["progress"]))
             if progress.step != number:
                 raise RunError(f"{path.name} is the state of step {progress.step}, renamed.")
@@ -150,6 +154,22 @@ def load(folder: Path) -> tuple[State | None, list[str]]:
         except RunError as error:
             problems.append(error.message)
     return None, problems
+
+
+def _checksum(tensors: Mapping[str, Tensor], described: Mapping[str, str],
+              tick: tensorfile.Tick = tensorfile.silent) -> str:
+    """sha256 over the tensors, and over what is said beside them."""
+    said = json.dumps({key: text for key, text in described.items() if key not in (WHOLE, OLD)},
+                      sort_keys=True)
+    return hashlib.sha256(f"{tensorfile.digest(tensors, tick)}\n{said}".encode()).hexdigest()
+
+
+def _check(path: Path, tensors: Mapping[str, Tensor], described: Mapping[str, str]) -> None:
+    """RunError where anything in a state is not as it was written."""
+    whole = (described[WHOLE] == _checksum(tensors, described) if WHOLE in described
+             else tensorfile.digest(tensors) == described.get(OLD))
+    if not whole:
+        raise RunError(f"{path.name} is damaged: its checksum does not match.")
 
 
 def _split(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[int, dict]]:

@@ -64,11 +64,15 @@ class ModelFileError(LycorisError):
 
 
 class NotDownloaded(ModelFileError):
-    """`name` on Hugging Face is needed and not here."""
+    """`name` on Hugging Face is needed and not here; `otherwise` is what to do instead of
+    downloading it."""
 
-    def __init__(self, message: str, fix: str, name: str):
-        super().__init__(message, fix)
+    def __init__(self, message: str, name: str, otherwise: str):
+        super().__init__(
+            message, "Once, with a network: Download in the panel behind the base model's name in "
+            f"the page's header, or python -m lycoris download {name}; or {otherwise}")
         self.name = name
+        self.otherwise = otherwise
 
 
 class AdapterError(LycorisError):
@@ -101,8 +105,8 @@ class DiskError(LycorisError):
 
     kind = "disk"
 
-    def __init__(self, message: str, fix: str, path: Path):
-        super().__init__(message, fix)
+    def __init__(self, message: str, fix: str, path: Path, field: str = ""):
+        super().__init__(message, fix, field)
         self.path = path
 
 
@@ -136,7 +140,7 @@ class Diverged(LycorisError):
         first = f" The first that was not finite: {began}." if began else ""
         super().__init__(
             f"The {what} became {value} at step {step}{seen}.{first}",
-            f"The last checkpoint is intact: {'; or '.join(changes)}.",
+            f"What was saved before is intact: {'; or '.join(changes)}.",
             field="optimizer.lr",
         )
         self.step = step

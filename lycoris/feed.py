@@ -6,6 +6,7 @@ resume and for every adapter.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -99,6 +100,14 @@ class Feed:
             return None
         return list(dict.fromkeys(["", *(wording.plain(text, run) for text in (
             *self.captions, *(p.words for p in self.held)))]))
+
+    @property
+    def mark(self) -> str:
+        """Of all that is learned from: names, sizes, repeats, captions. Another is another run."""
+        told = [(p.name, p.size, bucket, p.repeats, p.weight, p.prior, p.words,
+                 p.mask and p.mask.name)
+                for p, bucket in zip(self.pictures, self.buckets, strict=True)]
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def batch(self, step: int, micro: int) -> Batch:
         run, seed = self.settings, self.settings.train.seed

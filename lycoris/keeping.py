@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,12 +20,13 @@ from . import (
     metadata,
     modelout,
     outfile,
+    relief,
     tensorfile,
     thumbnail,
 )
 from .checkpoint import Progress, State
 from .crew import ALONE, Crew
-from .errors import DiskError
+from .errors import DiskError, Diverged
 from .learner import Learner
 from .network import LycorisNetwork
 from .plan import Plan, facts_of, shows_thumbnail
@@ -49,7 +51,7 @@ class Keeper:
 
     def save(self, progress: Progress, writing: Writing) -> None:
         """A checkpoint: the state to resume from, then the adapter file, then the old ones go."""
-        self._save_state(progress, writing)
+        self.save_state(progress, writing)
         name = config.run_name(self.plan.config)
         folder = durable.make_folder(self.where / "checkpoints")
         self._save_adapter(folder / f"{name}-{progress.step:06d}.safetensors", progress, writing)
@@ -66,7 +68,7 @@ class Keeper:
         """The last state, unless it was written just now, the adapter under the run's own name, and
         the whole model where one is asked for."""
         if progress.step != self.kept:
-            self._save_state(progress, writing)
+            self.save_state(progress, writing)
         name = config.run_name(self.plan.config)
         path = self._save_adapter(self.where / f"{name}.safetensors", progress, writing)
         if self.optional:
@@ -125,7 +127,14 @@ class Keeper:
         except DiskError as error:
             self.emit(events.Warned(error.message, error.fix))
 
-    def _save_state(self, progress: Progress, writing: Writing) -> None:
+    def save_state(self, progress: Progress, writing: Writing) -> None:
+        """What the run goes on from. Raises Diverged where a step has made numbers that are not
+        finite: the states before it are good, this one would not be."""
+        run = self.plan.config
+        precision = "fp16" if self.scaler.is_enabled() else run.train.precision
+        if broken := self.network.not_finite():
+            raise Diverged(progress.step, math.nan, what="adapter", began=broken,
+                           changes=relief.after_divergence(run, precision, None))
         folder = durable.make_folder(self.where / "state")
         checkpoint.save(folder, self.network, self.learner.optimizer, progress,
                         self.scaler.state_dict(), self.learner.tensors(), writing)

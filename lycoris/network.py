@@ -195,6 +195,16 @@ class LycorisNetwork(nn.Module):
                 capped += 1
         return Norms(capped, sum(norms) / len(norms), max(norms))
 
+    @torch.no_grad()
+    def not_finite(self) -> str:
+        """The first layer with a number that is none; empty where all are finite."""
+        if not len(self):
+            return ""
+        sound = torch.stack([torch.stack([p.isfinite().all() for p in adapter.parameters()]).all()
+                             for adapter in self]).tolist()
+        return next((f"{adapter.layer.part} {adapter.layer.name}"
+                     for adapter, fine in zip(self, sound, strict=True) if not fine), "")
+
     def file_tensors(self) -> dict[str, Tensor]:
         return {key: tensor for adapter in self for key, tensor in adapter.file_tensors().items()}
 

@@ -195,7 +195,8 @@ def after_divergence(run: Config, precision: str, began: str | None) -> list[str
         return [*["resume with model.vae_dtype=fp32"] * half,
                 "start a new run without these pictures", "with another base model: its "
                 "autoencoder makes no finite latents of them"]
-    found = [f"resume with a lower optimizer.lr, such as {run.optimizer.lr / 3:.2g}"]
+    lower = float(f"{run.optimizer.lr / 3:.2g}")
+    found = [f"resume with a lower optimizer.lr, such as {lower:g}"]
     if precision == "fp16":
         found.append("resume with train.precision=bf16, whose numbers reach further, or fp32")
     elif precision == "bf16":

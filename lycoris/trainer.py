@@ -6,8 +6,10 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from . import (
     loading,
     machine,
     relief,
+    sparing,
     starting,
     stepping,
     streams,
@@ -40,14 +43,13 @@ from .memory import ENCODING, LOADING, PAINTING, resting
 from .network import LycorisNetwork, Norms
 from .plan import Plan
 from .showing import Painter
+from .sparing import Asked, Emit
 from .validating import Validator
 from .writing import Writing
 
-Emit = Callable[[events.Event], None]
-Asked = Callable[[], set[str]]
+Found = TypeVar("Found")
 AVERAGE = 0.9  # decay of the loss's moving average
 BUILDING = "building the adapter"
-HOLD = 0.25  # seconds between two looks at what is asked while a run is paused
 
 
 @devices.released
@@ -129,8 +131,16 @@ class Session:
         self._tidy()
         self._rest()
         self.validator = Validator(self.plan, emit, self.feed, self.lesson)
-        self.progress = self.keeper.resume()
+        self.progress = self._same_pictures(self.keeper.resume())
         emit(events.Resumed(self.progress.step))
+
+    def _same_pictures(self, progress: Progress) -> Progress:
+        """Where the run stands; told where what it learns from has changed since it was saved."""
+        if progress.pictures not in ("", self.feed.mark):
+            self.emit(events.Warned(
+                "The pictures or their captions are not those this run began with: from here on it "
+                "is another run.", "Put them back as they were, or start a new run."))
+        return replace(progress, pictures=self.feed.mark)
 
     def _report(self, asked: Asked, done: int, total: int, taken: int = 0) -> None:
         self.emit(events.Stage(self.doing, done, total, taken))
@@ -148,14 +158,16 @@ class Session:
                                         self.kept.problem.fix))
 
     def _now_and_then(self, asked: Asked) -> Callable[..., None]:
-        """`_report` for what is done in a moment on most machines: silent for half a second."""
-        last = time.monotonic()
+        """`_report` for what is done in a moment on most machines: silent for half a second, and
+        until the end told twice a second."""
+        began = last = time.monotonic()
 
-        def report(*how_far: int) -> None:
+        def report(done: int, total: int, taken: int = 0) -> None:
             nonlocal last
-            if time.monotonic() - last > 0.5:
-                last = time.monotonic()
-                self._report(asked, *how_far)
+            now = time.monotonic()
+            if now - last > 0.5 or (done == total and last > began):
+                last = now
+                self._report(asked, done, total, taken)
 
         return report
 
@@ -183,12 +195,14 @@ class Session:
             self.advance()
             wanted &= {"pause"}  # heard while it painted
             step, last = self.progress.step, self.progress.step == run.train.steps
+            if last:  # before anything else: it may fail
+                self.secure(asked)
+            elif run.train.checkpoint_every and step % run.train.checkpoint_every == 0:
+                self.save(asked)
             if self.validator.due(step):
                 self.validate(asked)
             if run.sample.every and (step % run.sample.every == 0 or last):
                 wanted |= self.sample(asked)
-            if run.train.checkpoint_every and step % run.train.checkpoint_every == 0 and not last:
-                self.save(asked)
         return self.finish("done", asked)
 
     def _wanted(self, asked: Asked) -> set[str]:
@@ -207,7 +221,7 @@ class Session:
             if "save" in wanted:
                 self.save(asked)
             if not heard:
-                time.sleep(HOLD)
+                time.sleep(sparing.HOLD)
             wanted = heard | self._wanted(asked)
         self.emit(events.Continued(self.progress.step))
         return wanted - {"pause", "resume"}
@@ -306,10 +320,10 @@ class Session:
         heard: set[str] = set()
         if self.crew.first:
             self.network.eval()
-            with self.learner.shown():
+            with self._spared(), self.learner.shown():
                 heard = self.painter.paint(self.progress.step, asked)
-            if "stop" not in heard:
-                self.watch.took("sample", began, self.painter.painted)
+                if "stop" not in heard:
+                    self.watch.took("sample", began, self.painter.painted)
             self.model.train_mode(checkpointing=self.plan.config.train.gradient_checkpointing)
             self._rest()
         return self.crew.agreed(heard)
@@ -323,15 +337,36 @@ class Session:
         for the first at their next meeting."""
         self.doing = "validating"
         if self.crew.first:
-            with self.learner.shown():
+            with self._spared(), self.learner.shown():
                 self.heard |= self.validator.look(self.progress.step, asked)
+
+    def _spared(self) -> AbstractContextManager[None]:
+        """Around what the run can do without. Before the first step a mistake is better told."""
+        return sparing.spared(
+            self.doing, self.emit,
+            lambda: relief.after_failure(self.plan, self.doing, self.device.type),
+            strict=not self.progress.step)
 
     def save(self, asked: Asked = set) -> None:
         self.doing, began = "saving", time.perf_counter()
         self.emit(events.Stage(self.doing, 0, 0))
         if self.crew.first:
-            self.keeper.save(self.progress, self._writing(asked))
+            self._written(self.keeper.save, asked)
             self.watch.took("checkpoint", began, 1)
+
+    def secure(self, asked: Asked = set) -> None:
+        """What the last step came to, before it is looked at and painted."""
+        self.doing = "saving"
+        self.emit(events.Stage(self.doing, 0, 0))
+        if self.crew.first:
+            self._written(self.keeper.save_state, asked)
+
+    def _written(self, write: Callable[[Progress, Writing], Found], asked: Asked,
+                 cancels: str = "") -> Found:
+        """Write what the run has come to, as soon as the disk has room for it."""
+        return sparing.written(
+            lambda: write(self.progress, self._writing(asked, cancels)), self.progress.step,
+            self.emit, lambda: self.heard | asked())
 
     def _writing(self, asked: Asked, cancels: str = "") -> Writing:
         return Writing(self.progress.step, self.emit, asked, self.heard, cancels)
@@ -343,10 +378,13 @@ class Session:
         self.emit(events.Stage(self.doing, 0, 0))
         name = ""
         if self.crew.first:
-            writing = self._writing(asked, self.keeper.optional)
+            optional = self.keeper.optional
             if reason == "stopped":
+                writing = self._writing(asked, optional)
                 writing.stopping()
-            name = self.keeper.finish(self.progress, writing).name
+                name = self.keeper.finish(self.progress, writing).name
+            else:
+                name = self._written(self.keeper.finish, asked, optional).name
             if self.crew.size == 1:  # what it learns is of steps that one process computes
                 self.keeper.unless_held(self.watch.learn, "run")
             self.emit(self.watch.event())

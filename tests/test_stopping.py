@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_training import of, same, train
 
-from lycoris import durable, events, plan, tensorfile, trainer, writing
+from lycoris import durable, events, plan, sparing, tensorfile, trainer, writing
 from lycoris.runs import RunFolder
 from lycoris.settings import Config
 
@@ -96,7 +96,7 @@ def test_a_cancel_leaves_out_the_whole_model_and_keeps_the_last(settings: Settin
 
 def test_a_pause_that_is_heard_while_it_paints_is_not_lost(
         settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "HOLD", 0.0)
+    monkeypatch.setattr(sparing, "HOLD", 0.0)
     asking = Asking(loading_the_model={"sample"}, painting_samples={"pause", "save"},
                     saving={"resume"})
     ended = asking.run(settings("train.checkpoint_every=0"))

@@ -33,6 +33,7 @@ from lycoris import (
     sample,
     sampling,
     schedules,
+    sparing,
     trainer,
 )
 from lycoris.data import cache
@@ -389,7 +390,7 @@ def test_requests_are_seen_between_steps(settings: Settings, wanted: str) -> Non
 def test_a_paused_run_holds_and_listens(settings: Settings,
                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """It saves and paints while it holds, and its tensors are those of a run that never held."""
-    monkeypatch.setattr(trainer, "HOLD", 0.0)
+    monkeypatch.setattr(sparing, "HOLD", 0.0)
     shared = ("train.checkpoint_every=0", "output.dtype=fp32")
     seen, held, ended = train_asking(settings(*shared), 3, [
         {"pause"}, set(), {"save", "pause"}, set(), {"sample"}, *[set()] * 20, {"resume"}])
@@ -404,7 +405,7 @@ def test_a_paused_run_holds_and_listens(settings: Settings,
 
 def test_what_is_asked_while_the_model_loads_is_done_before_the_first_step(
         settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "HOLD", 0.0)
+    monkeypatch.setattr(sparing, "HOLD", 0.0)
     left = iter([{"save", "sample"}, {"pause"}, *[set()] * 20, {"resume"}])
     seen, _, ended = train(settings("sample.every=0", "train.checkpoint_every=0"),
                            lambda: next(left, set()))
@@ -417,7 +418,7 @@ def test_what_is_asked_while_the_model_loads_is_done_before_the_first_step(
 
 
 def test_a_paused_run_stops_and_saves(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "HOLD", 0.0)
+    monkeypatch.setattr(sparing, "HOLD", 0.0)
     seen, folder, ended = train_asking(settings(), 3, [{"pause"}, set(), {"stop"}])
     assert ended == events.Finished("stopped", 3, "one.safetensors")
     assert (folder / "one.safetensors").is_file() and not of(seen, events.Failed)
@@ -623,8 +624,6 @@ def test_a_loss_that_is_no_number_stops_before_it_spreads(
     (Session, "loss", "while training", "resume with train.gradient_checkpointing=true; resume "
      "with train.split=2; start a new run with optimizer.name=AdamW8bit; start a new run with "
      "dataset.resolution=12"),
-    (sampling, "_denoise", "while painting samples", "resume with a lower sample.width and "
-     "sample.height; resume with sample.every=0"),
     (cache, "_together", "while encoding the pictures", "start a new run with "
      "dataset.resolution=12"),
     (sd.StableDiffusion, "load", "while loading the model", "close other programs that use the "
@@ -687,33 +686,6 @@ def test_what_an_error_asks_for_is_possible_on_resuming(settings: Settings) -> N
                  "train.gradient_checkpointing"):
         assert f"{path}=x".startswith(RESUMABLE)
     assert not "optimizer.name=x".startswith(RESUMABLE)
-
-
-def test_a_full_disk_while_saving_keeps_the_last_good_state(
-        settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    import errno
-
-    from lycoris import durable
-
-    calls = []
-    real = durable.write_bytes
-
-    def write(path: Path, chunks: Any, **how: Any) -> Path:
-        calls.append(Path(path).name)
-        if Path(path).name == "step-00000004.safetensors":
-            raise durable.disk_error(OSError(errno.ENOSPC, "full"), Path(path))
-        return real(path, chunks, **how)
-
-    monkeypatch.setattr(durable, "write_bytes", write)
-    run = settings()
-    with pytest.raises(DiskError, match="disk is full: .*step-00000004"):
-        train(run)
-    monkeypatch.undo()
-    folder = Path(run.output.folder) / "one"
-    assert [f.name for f in checkpoint.found(folder / "state")] == ["step-00000002.safetensors"]
-    _, whole, _ = train(settings("output.name=whole"))
-    train(run)
-    assert same(whole / "whole.safetensors", folder / "one.safetensors")
 
 
 def test_a_picture_damaged_after_the_scan_is_named(settings: Settings, pictures: Path) -> None:

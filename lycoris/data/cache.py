@@ -44,47 +44,69 @@ class Encoded:
     latents: Tensor
     mask: Tensor | None = None
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"latents": self.latents} | ({} if self.mask is None else {"mask": self.mask})
+
 
 def encode(model: Model, wanted: Sequence[Wanted],
            progress: Callable[[int, int, int], None], kept: Store = NOWHERE) -> list[Encoded]:
     """Each picture encoded, in the order given; `progress(done, of, taken from the store)`.
 
-    Raises DatasetError naming every damaged picture. Groups are the same on every run, so the
-    latents are too; for that reason a group of which one is missing in the store is made anew.
+    Raises DatasetError naming every damaged picture, and every one of which the autoencoder makes
+    numbers that are not finite. Groups are the same on every run, so the latents are too; for that
+    reason a group of which one is missing in the store is made anew.
     """
     names = _names(model, wanted, kept)
     found: list[Encoded | None] = [None] * len(wanted)
     damaged: list[DatasetError] = []
+    broken: list[Path] = []
     done = taken = 0
     for group in _groups(wanted):
         known = [_held(kept, names[i]) for i in group] if names else [None]
-        if all(known):
+        held = all(known)
+        if held:
             taken += len(group)
         else:
-            pixels, masks = [], []
-            for index in group:
-                try:
-                    image = folder.decode(wanted[index].path)
-                    pixels.append(_pixels(image, wanted[index]))
-                    masks.append(_mask(wanted[index], model, image.size))
-                except DatasetError as error:
-                    damaged.append(error)
-            known = [] if damaged else [
-                Encoded(latents, mask)
-                for latents, mask in zip(_together(model, pixels), masks, strict=True)]
-            for index, one in zip(group, known, strict=False):
-                if names:
-                    kept.put(names[index], {"latents": one.latents} | (
-                        {} if one.mask is None else {"mask": one.mask}))
+            known = _made(model, [wanted[i] for i in group], damaged)
         for index, one in zip(group, known, strict=False):
             found[index] = one
+            if not one.latents.isfinite().all():
+                broken.append(wanted[index].path)
+            elif names and not held:
+                kept.put(names[index], one.tensors())
         done += len(group)
         progress(done, len(wanted), taken)
     if damaged:
         raise DatasetError(f"{len(damaged)} picture{'s' * (len(damaged) > 1)} cannot be used: "
                            + " ".join(error.message for error in damaged[:10]),
                            damaged[0].fix, [path for error in damaged for path in error.paths])
+    if broken:
+        raise _no_latents(broken, len(wanted))
     return [one for one in found if one is not None]
+
+
+def _made(model: Model, group: Sequence[Wanted], damaged: list[DatasetError]) -> list[Encoded]:
+    """The pictures of a group, encoded; none once one of any group is damaged, which goes there."""
+    pixels, masks = [], []
+    for one in group:
+        try:
+            image = folder.decode(one.path)
+            pixels.append(_pixels(image, one))
+            masks.append(_mask(one, model, image.size))
+        except DatasetError as error:
+            damaged.append(error)
+    if damaged:
+        return []
+    return [Encoded(latents, mask)
+            for latents, mask in zip(_together(model, pixels), masks, strict=True)]
+
+
+def _no_latents(paths: Sequence[Path], total: int) -> DatasetError:
+    names = ", ".join(dict.fromkeys(path.name for path in paths[:10]))
+    return DatasetError(
+        f"The autoencoder makes numbers that are not finite of {len(paths)} of {total} pictures: "
+        f"{names}.", "Choose another autoencoder (model.vae) or hold it in fp32 "
+        "(model.vae_dtype=fp32)" + ("." if len(paths) == total else "; or leave these out."), paths)
 
 
 def _groups(wanted: Sequence[Wanted]) -> list[list[int]]:
