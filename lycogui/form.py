@@ -194,7 +194,8 @@ def _range(number: gr.Number, leaf: Leaf, place: Place, step: float) -> None:
                 f"step='{step:g}' data-low='{low:g}' data-of='{number.elem_id}' "
                 f"aria-label='{html.escape(leaf.label)}, slider'>", value=number.value,
                 elem_classes="range")
-    number.change(None, inputs=number, outputs=bar, js="value => value", show_progress="hidden")
+    number.change(None, inputs=number, outputs=bar, js="value => value", show_progress="hidden",
+                  show_progress_on=[])
 
 
 def _is_ranged(leaf: Leaf, place: Place) -> bool:

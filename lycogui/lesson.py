@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from lycogui.form import labelled
-from lycogui.page import Page
+from lycogui.page import Page, on
 from lycogui.parts import mount
 from lycoris import focus
 from lycoris.errors import LycorisError
@@ -54,9 +54,8 @@ def connect(page: Page) -> None:
         "weighting", "distance", "timesteps", "noise_offset", "pyramid_iterations")]
     drawn = [widget for path, widget in form.widgets.items()
              if path.startswith(("loss.", "model."))]
-    quiet = {"inputs": form.inputs, "trigger_mode": "always_last", "show_progress": "hidden",
-             "api_visibility": "private"}
-    gr.on([widget.change for widget in choices], loss_fields,
-          outputs=[form.widgets[path] for path in toggled], **quiet)
-    gr.on([page["loss fold"].expand, *(widget.change for widget in drawn)], loss_plot,
-          outputs=page["focus"], **quiet)
+    all_of = {"inputs": form.inputs, "trigger_mode": "always_last"}
+    on([widget.change for widget in choices], loss_fields,
+       outputs=[form.widgets[path] for path in toggled], **all_of)
+    on([page["loss fold"].expand, *(widget.change for widget in drawn)], loss_plot,
+       outputs=page["focus"], **all_of)

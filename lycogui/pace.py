@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from lycogui.form import labelled
-from lycogui.page import Page
+from lycogui.page import Page, on
 from lycogui.parts import mount
 from lycoris import optimizers, schedules
 from lycoris.errors import LycorisError
@@ -60,12 +60,10 @@ def connect(page: Page) -> None:
         except LycorisError as error:
             return {"problems": list(labelled(error).values())}
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    course.change(lambda name: [gr.update(visible=visible) for visible in used(name).values()],
-                  inputs=course, outputs=toggled, **quiet)
+    on(course.change, lambda name: [gr.update(visible=visible) for visible in used(name).values()],
+       inputs=course, outputs=toggled)
     followed = [widget for path, widget in form.widgets.items()
                 if path.startswith("optimizer.") and path != "optimizer.args"]
-    gr.on([page["rate fold"].expand, form.widgets["train.steps"].change,
-           form.widgets["network.text_encoder"].change,
-           *(widget.change for widget in followed)], plot, inputs=form.inputs,
-          outputs=page["pace"], trigger_mode="always_last", **quiet)
+    on([page["rate fold"].expand, form.widgets["train.steps"].change,
+        form.widgets["network.text_encoder"].change, *(widget.change for widget in followed)],
+       plot, inputs=form.inputs, outputs=page["pace"], trigger_mode="always_last")

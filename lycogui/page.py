@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,9 +44,18 @@ class Page:
         return self.form.write(run)
 
 
-def on(event: Callable[..., Any], handler: Callable[..., Any], **settings: Any) -> Any:
-    """An event of this app: not part of a public API, its progress not drawn over the output."""
-    return event(handler, **{"api_visibility": "private", "show_progress": "hidden", **settings})
+# Not part of a public API, and no progress drawn. With `show_progress_on` at its default Gradio
+# still looks for every output in its tree of components, several times for each event of any kind.
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden",
+                         "show_progress_on": []}
+
+
+def on(event: Callable[..., Any] | Sequence[Callable[..., Any]], handler: Callable[..., Any] | None,
+       **settings: Any) -> Any:
+    """An event of this app, or several with one handler."""
+    if isinstance(event, Sequence):
+        return gr.on(event, handler, **{**QUIET, **settings})
+    return event(handler, **{**QUIET, **settings})
 
 
 def with_weights(names: list[str], weights: str) -> list[str]:

@@ -9,7 +9,7 @@ from starlette.middleware import Middleware
 
 from lycogui import routes, security, theme
 from lycogui.form import Form
-from lycogui.page import Page, on
+from lycogui.page import QUIET, Page, on
 from lycogui.parts import mount
 from lycogui.tabs import algorithm, base, compare, dataset, tools, train
 from lycogui.workspace import Workspace
@@ -25,7 +25,8 @@ def build(workspace: Workspace) -> gr.Blocks:
     page = Page(workspace, Form(workspace.config))
     with gr.Blocks(title="lycogui", fill_width=True, analytics_enabled=False,
                    delete_cache=(3600, 86400)) as blocks:
-        page["header"] = mount("header", MARK, ("base", "fetched"), elem_id="header-block")
+        page["header"] = mount("header", MARK, ("base", "fetched", "ended"),
+                               elem_id="header-block")
         base.build(page)
         with gr.Tabs() as page.tabs:
             with gr.Tab("Dataset", id="dataset"):
@@ -43,8 +44,7 @@ def build(workspace: Workspace) -> gr.Blocks:
         on(blocks.load, lambda: page.form.write(
             workspace.config) | page["recall"]() | page["recall tools"](),
            outputs=page.form.inputs | page["asked"] | page["tools asked"]).then(
-            page["refresh"], inputs=page.form.inputs,
-            outputs=page["shown"], show_progress="hidden", api_visibility="private",
+            page["refresh"], inputs=page.form.inputs, outputs=page["shown"], **QUIET,
         ).then(None, js="() => { lyco.ready(); }")
     return blocks
 

@@ -38,6 +38,8 @@ def build(page: Page) -> None:
         with (gr.Accordion("Sampler, negative prompt, size", open=False),
               gr.Row(elem_classes="level")):
             form.place("compare more")
+        gr.HTML("<p class='note'>Seeds, steps, CFG, sampler, negative prompt and size are also those "
+                "of the samples that a run paints while it trains.</p>", apply_default_css=False)
     with gr.Column(elem_classes="pane"):
         page["comparison"] = mount("compare", "<div class='compare-root'></div>",
                                    elem_id="comparison")
@@ -87,8 +89,8 @@ def connect(page: Page) -> None:
         on(part.compare, from_run, inputs=prompts, outputs=[picked, weights, page.tabs])
     on(page["compare tab"].select, look, inputs=picked, outputs=picked)
     # What the user does only: a change comes from an empty page that is still loading as well.
-    gr.on([*(part.input for part in asked), weights.blur, prompts.blur], keep, inputs=asked,
-          api_visibility="private", show_progress="hidden", trigger_mode="always_last")
+    on([*(part.input for part in asked), weights.blur, prompts.blur], keep, inputs=asked,
+       trigger_mode="always_last")
     page["recall"] = recall
 
 

@@ -13,7 +13,7 @@ from lycogui.guard import shown, tell
 from lycogui.page import Page, on
 from lycogui.parts import mount
 from lycogui.workspace import Workspace
-from lycoris import captioners, config
+from lycoris import captioners, config, following
 from lycoris.data import captions
 from lycoris.data.captions import Edit
 from lycoris.errors import LycorisError
@@ -102,9 +102,9 @@ def connect(page: Page) -> None:
         tell(f"{_captions(edits)} written.")
         return edits, here
 
-    on(page["folder choose"].click, choose, inputs=folder, outputs=folder)
-    gr.on([field.change for field in fields], preview, inputs=fields, outputs=page["preview"],
-          api_visibility="private", show_progress="hidden", trigger_mode="always_last")
+    connect_folder(page, folder)
+    on([field.change for field in fields], preview, inputs=fields, outputs=page["preview"],
+       trigger_mode="always_last")
     refresh = "() => { lyco.dataset.load(); }"
     on(page["apply"].click, apply, inputs=fields,
        outputs=[page["last edits"], page["preview"], folder]).then(None, js=refresh)
@@ -112,6 +112,28 @@ def connect(page: Page) -> None:
        outputs=page["last edits"]).then(None, js=refresh)
     on(page["names apply"].click, from_names,
        outputs=[page["last edits"], folder]).then(None, js=refresh)
+
+
+def connect_folder(page: Page, folder: Any) -> None:
+    """The folder, chosen or typed; prompts that are about other pictures go."""
+    form = page.form
+
+    def follow(values: dict[Any, Any]) -> Any:
+        try:
+            run = form.read(values)
+        except LycorisError:  # a field in error says so itself
+            return gr.skip()
+        changed = following.for_others(run)
+        if not changed:
+            return gr.skip()
+        tell("Samples will be painted of these pictures' captions. Prompts of your own go into "
+             "Sample prompts on the Train tab.")
+        return form.change(run, changed)
+
+    chosen = on(page["folder choose"].click, choose, inputs=folder, outputs=folder)
+    for event in (folder.submit, folder.blur, chosen.then):
+        on(event, follow, inputs=form.inputs, outputs=form.widgets[following.PROMPTS],
+           trigger_mode="always_last")
 
 
 @shown
