@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from . import algorithms, knobs, presets
-from .algorithms import Algorithm, Cost, Layer, Shape, elements
+from .algorithms import Algorithm, Cost, Layer, Problem, Shape, elements
 from .config import LEAVES, RULE_KEYS
 from .errors import ConfigError
 from .families import Family, need_layers
@@ -122,7 +122,7 @@ class Assigner:
             algorithms.all_entries()["norm"]() if network.train_norm else None)
         self._made: dict[tuple[int, bool], Algorithm | None] = {}
         self._said: dict[tuple, Rule] = {}  # kept, since _made knows rules by their identity
-        self._decided: dict[tuple, tuple[Algorithm | None, str]] = {}
+        self._decided: dict[tuple, tuple[Algorithm | None, bool]] = {}
 
     def rule(self, layer: Layer) -> Rule:
         """The first rule that matches, else what the preset says, else none."""
@@ -154,23 +154,49 @@ class Assigner:
         made = self._made[key]
         return made if made is not None and layer.kind in made.kinds else None
 
-    def decide(self, layer: Layer, rule: Rule) -> tuple[Algorithm | None, str]:
-        """(the layer's algorithm or None, why it is impossible there): once for all layers of a
-        shape."""
+    def decide(self, layer: Layer, rule: Rule) -> tuple[Algorithm | None, bool]:
+        """(the layer's algorithm or None, is it possible there?): once for all layers of a shape.
+        """
         key = (id(rule), layer.kind, layer.shape)
         found = self._decided.get(key)
         if found is None:
             algorithm = None if rule.exclude else self.algorithm(layer, rule)
-            found = self._decided[key] = algorithm, self._problem(algorithm, layer)
+            found = self._decided[key] = algorithm, (
+                algorithm is None or self._problem(algorithm, [layer]) is None)
         return found
 
-    def _problem(self, algorithm: Algorithm | None, layer: Layer) -> str:
-        if algorithm is None:
-            return ""
+    def _problem(self, algorithm: Algorithm, layers: Sequence[Layer]) -> Problem | None:
         if algorithm.timed and self.extras.dora:
-            return (f"{algorithm.label} has another change at each timestep, so DoRA has no one "
-                    "weight to measure; turn DoRA off")
-        return algorithm.problem(layer)
+            return Problem(f"{algorithm.label} has another change at each timestep, so DoRA has no "
+                           "one weight to measure; turn DoRA off", "dora_wd")
+        return algorithm.problem(layers)
+
+    def why(self, impossible: Sequence[tuple[Algorithm, Rule, Layer]]) -> dict[str, str]:
+        """{setting: what is wrong with it}, all layers that have their dim from there taken
+        together, so that what it tells to do serves them all."""
+        groups: dict[tuple, list[tuple[Algorithm, Layer]]] = {}
+        for algorithm, rule, layer in impossible:
+            key = self._source(rule, layer), type(algorithm), algorithm.dim
+            groups.setdefault(key, []).append((algorithm, layer))
+        found: dict[str, str] = {}
+        for (source, *_), alike in groups.items():
+            algorithm, layer = alike[0]
+            problem = self._problem(algorithm, [other for _, other in alike])
+            assert problem is not None, "it has just been impossible"
+            path, text = f"network.{problem.setting}", problem.text
+            if problem.setting == "dim":
+                path, own = source, source in ("network.dim", "network.conv_dim")
+                text = f"{path if own else f'dim of {layer.name}'} is {algorithm.dim}: {text}"
+            found.setdefault(path, text)
+        return found
+
+    def _source(self, rule: Rule, layer: Layer) -> str:
+        """The setting that a layer's dim comes from."""
+        if rule.dim is not None:
+            return "network.rules" if any(rule is own for _, own in self.rules) else (
+                "network.preset")
+        spatial = layer.is_spatial and self.network.conv_dim is not None
+        return "network.conv_dim" if spatial else "network.dim"
 
     def _make(self, rule: Rule, spatial: bool) -> Algorithm | None:
         network = self.network
@@ -247,21 +273,19 @@ def assign(layers: Iterable[Layer], network: NetworkConfig, key: Callable[[Layer
     alike = not (assigner.rules or assigner.overrides)
     rule, extras = assigner.plain, assigner.extras
     found: list[Assignment] = []
-    impossible: dict[str, int] = {}
+    impossible: list[tuple[Algorithm, Rule, Layer]] = []
     for layer in layers:
         if not alike:
             rule = assigner.rule(layer)
-        algorithm, problem = assigner.decide(layer, rule)
+        algorithm, possible = assigner.decide(layer, rule)
         if algorithm is None:
             continue
-        if problem:
-            impossible[problem] = impossible.get(problem, 0) + 1
+        if not possible:
+            impossible.append((algorithm, rule, layer))
             continue
         found.append(Assignment(layer, key(layer), algorithm, extras, rule.lr))
     if impossible:
-        more = sum(impossible.values()) - 1
-        raise ConfigError({"network.dim": next(iter(impossible)) + (
-            f"; and so for {more} more layers" if more > 0 else "")})
+        raise ConfigError(assigner.why(impossible))
     return found
 
 

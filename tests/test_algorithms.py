@@ -105,7 +105,7 @@ def possible(entry: type[Algorithm], module: nn.Module, options: dict, extras: s
     if extras.startswith("scalar") and not (entry.scaled and entry.fold):
         return False
     layer = Layer("0", kind_of(module), tuple(module.weight.shape), module.bias is not None)
-    return not made(entry, {**options, "start": start}).problem(layer)
+    return made(entry, {**options, "start": start}).problem([layer]) is None
 
 
 def made(entry: type[Algorithm], options: dict[str, Any], alpha: float = ALPHA,

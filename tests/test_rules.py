@@ -89,7 +89,7 @@ def test_rules_in_every_form_of_the_settings(tmp_path: Path) -> None:
 
 
 def test_impossible_dims_are_refused_with_the_way_out(family: Family) -> None:
-    for algo, dim, words in (("boft", 1, "set dim to"), ("dylora", 6, "multiple of its block")):
+    for algo, dim, words in (("boft", 1, "set it to"), ("dylora", 6, "multiple of its block")):
         with pytest.raises(ConfigError, match=words) as caught:
             given(family, algo=algo) if dim == 4 else assign_family(
                 family, NetworkConfig(algo=algo, preset="full", dim=dim))

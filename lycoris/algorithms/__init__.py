@@ -28,6 +28,15 @@ Operator = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Problem:
+    """Why settings are impossible; `setting` is the network's that is to blame. Of the dim, and of
+    it alone, it says only what is wanted: what the dim is, and where it comes from, others know."""
+
+    text: str
+    setting: str = "dim"
+
+
+@dataclass(frozen=True)
 class Layer:
     """A fact about one layer of a base model; no tensor.
 
@@ -155,9 +164,9 @@ class Algorithm:
         """(what few expect of these settings, what to do about it), on {layer: how many like it}"""
         return ()
 
-    def problem(self, layer: Layer) -> str:
-        """Why these settings are impossible on this layer; empty where they are not."""
-        return ""
+    def problem(self, layers: Sequence[Layer]) -> Problem | None:
+        """Why these settings are impossible on some of these layers; None where they are not."""
+        return None
 
     def scale(self, layer: Layer) -> float:
         """What dW is multiplied with: alpha / dim, or alpha / sqrt(dim) when rank-stabilised

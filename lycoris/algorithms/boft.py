@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ..effort import TOUCH, Cost
-from . import Layer, Shape, Tensors
+from . import Layer, Problem, Shape, Tensors
 from .diag_oft import DiagOft, limited, read_blocks
 
 
@@ -33,12 +33,14 @@ class Boft(DiagOft):
     def dims(cls, dim: int, options: Mapping[str, Any]) -> Sequence[int] | None:
         return range(2, 257, 2)
 
-    def problem(self, layer: Layer) -> str:
-        if not _factorization(layer.out, self.dim)[0]:
-            return (f"BOFT splits the {layer.out} outputs of {layer.name} into a power of two of "
-                    f"even blocks, and there is no such block of at most {self.dim}; set dim to "
-                    f"{_smallest(layer.out)} or more")
-        return ""
+    def problem(self, layers: Sequence[Layer]) -> Problem | None:
+        small = [layer for layer in layers if not _factorization(layer.out, self.dim)[0]]
+        if not small:
+            return None
+        most = max(small, key=lambda layer: _smallest(layer.out))
+        return Problem(f"BOFT splits a layer's outputs into a power of two of even blocks, and "
+                       f"{most.out} outputs, as {most.name} has, need blocks of "
+                       f"{_smallest(most.out)}; set it to {_smallest(most.out)} or more")
 
     def shapes(self, layer: Layer) -> dict[str, Shape]:
         block, count = _factorization(layer.out, self.dim)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..guideline import Guide
 from ..knobs import Knob
-from . import Cost, Layer, Shape
+from . import Cost, Layer, Problem, Shape
 from .lora import Lora
 
 
@@ -44,12 +44,13 @@ class Dylora(Lora):
         size = int(options.get("block_size", cls.Options().block_size))
         return range(size, max(513, size + 1), size)
 
-    def problem(self, layer: Layer) -> str:
-        if self.dim % self.options.block_size:
-            below = max(1, self.dim // self.options.block_size) * self.options.block_size
-            return (f"DyLoRA's dim must be a multiple of its block size, and {self.dim} is none of "
-                    f"{self.options.block_size}; set dim to {below}, or another block size")
-        return ""
+    def problem(self, layers: Sequence[Layer]) -> Problem | None:
+        size = self.options.block_size
+        if self.dim % size == 0:
+            return None
+        near = sorted({max(1, self.dim // size) * size, -(-self.dim // size) * size})
+        return Problem(f"DyLoRA's must be a multiple of its block size, {size}; set it to "
+                       f"{' or '.join(map(str, near))}, or change the block size")
 
     def shapes(self, layer: Layer) -> dict[str, Shape]:
         """LoRA's, sides of 1 included: as a matrix, as the reference package writes it, diffusers

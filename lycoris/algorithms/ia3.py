@@ -29,7 +29,7 @@ class Ia3Options:
 class Ia3(Algorithm):
     name = "ia3"
     label = "(IA)³"
-    about = "One factor a channel: the smallest file there is. Learns a style more than a subject."
+    about = "One factor a channel: among the smallest files. Learns a style more than a subject."
     advice = ("When the model learns too well, or for styles in a few hundred KiB; with the preset "
               "ia3 and a learning rate of 5e-3 to 1e-2. Transfers well to other bases.")
     size = "o, or i on the input"

@@ -11,7 +11,7 @@ one LoRA of twice the dim, so that any program can read it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..guideline import Guide, column
 from ..knobs import Knob
 from ..products import pointwise, rank_mask
-from . import Algorithm, Cost, Layer, Operator, Shape, Tensors
+from . import Algorithm, Cost, Layer, Operator, Problem, Shape, Tensors
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,15 @@ class Lora(Algorithm):
         if start == "pissa":
             self.fold = ()  # a difference of two products
 
-    def problem(self, layer: Layer) -> str:
-        if self.start == "pissa" and self.options.use_tucker and layer.is_spatial:
-            return "PiSSA has no Tucker form; turn one of them off"
-        if self.start == "pissa" and self.dim > min(layer.out, layer.fan_in):
-            return (f"PiSSA takes at most {min(layer.out, layer.fan_in)} directions from "
-                    f"{layer.name}, dim is {self.dim}; lower the dim")
-        return ""
+    def problem(self, layers: Sequence[Layer]) -> Problem | None:
+        if self.start != "pissa":
+            return None
+        if self.options.use_tucker and any(layer.is_spatial for layer in layers):
+            return Problem("PiSSA has no Tucker form; turn one of them off", "init")
+        least = min(layers, key=lambda layer: min(layer.out, layer.fan_in))
+        most = min(least.out, least.fan_in)
+        return None if self.dim <= most else Problem(
+            f"PiSSA takes at most {most} directions from {least.name}; set it to {most} or less")
 
     def shapes(self, layer: Layer) -> dict[str, Shape]:
         ones = (1,) * len(layer.kernel)

@@ -11,7 +11,7 @@ lengths, and here is another W' at every timestep.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..knobs import Knob
 from ..products import pointwise, rank_mask
-from . import Algorithm, Cost, Layer, Operator, Shape, Tensors
+from . import Algorithm, Cost, Layer, Operator, Problem, Shape, Tensors
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,12 @@ class Tlora(Algorithm):
     timed = True
     Options = TloraOptions
 
-    def problem(self, layer: Layer) -> str:
-        if not self.options.store_start and self.options.directions != "principal":
-            return ("T-LoRA without its start in the file can only begin with the principal "
-                    "directions; set directions to principal, or keep the start in the file")
-        return ""
+    def problem(self, layers: Sequence[Layer]) -> Problem | None:
+        if self.options.store_start or self.options.directions == "principal":
+            return None
+        return Problem("T-LoRA without its start in the file can only begin with the principal "
+                       "directions; set directions to principal, or keep the start in the file",
+                       "options")
 
     def _rank(self, layer: Layer) -> int:
         return min(self.dim, layer.out, layer.fan_in)
