@@ -7,14 +7,16 @@ nothing, is left out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from . import algorithms, choose
+from . import algorithms, choose, config
+from .choose import short
 from .data.folder import Dataset
 from .families import Family
 from .goals import GOALS, Now
 from .guideline import CAVEAT
+from .plan import Plan
 from .registry import pick
 from .settings import Config, NetworkConfig
 
@@ -62,9 +64,11 @@ class Scale:
     @property
     def text(self) -> str:
         moved = " and ".join(f"{left:.3g} at dim {dim}" for dim, left, _ in self.moves)
-        kept = ", ".join(f"{kept:.3g}" for _, _, kept in self.moves)
+        kept = {f"{value:.3g}" for _, _, value in self.moves}
+        along = (f"it stays {self.value:.3g}" if kept == {f"{self.value:.3g}"} else
+                 " and ".join(f"{value:.3g} at dim {dim}" for dim, _, value in self.moves))
         return (f"Effective scale {self.formula} = {self.value:.3g}. With alpha left at "
-                f"{self.alpha:g} it becomes {moved}; with alpha moved along with dim, {kept}. "
+                f"{short(self.alpha)} it becomes {moved}; with alpha moved along with dim {along}. "
                 "Left alone, a higher dim learns more quietly; moved along, more strongly.")
 
 
@@ -74,17 +78,30 @@ def advise(run: Config, family: Family, goal: str, dataset: Dataset | None = Non
     aim = pick(GOALS, goal, "goal")
     now = Now(run, family, dataset)
     found: list[Suggestion] = []
-    least = now.cost.file_bytes_with_metadata
+    least, seen = now.plan.sizes.file_bytes_with_metadata, [_trained(run, now.plan)]
     for rule in aim.rules:
         for changes, does in rule.moves(now):
             made = now.after(changes)
-            if made is None or (aim.smaller and made[1].file_bytes_with_metadata >= least):
+            if made is None:
                 continue
-            after, sizes = made
-            if all(after != other.run for other in found):
-                found.append(Suggestion(choose.changes(run, after), does, rule.why, rule.sure,
-                                        after, sizes.file_bytes_with_metadata, sizes.parameters))
+            after, planned = made
+            sizes, result = planned.sizes, _trained(after, planned)
+            if result in seen or (aim.smaller and sizes.file_bytes_with_metadata >= least):
+                continue
+            seen.append(result)
+            found.append(Suggestion(choose.changes(run, after), does, rule.why, rule.sure,
+                                    after, sizes.file_bytes_with_metadata, sizes.parameters))
     return Advice(goal, aim.label, tuple(found), notes(run, family))
+
+
+def _trained(run: Config, made: Plan) -> tuple[Any, ...]:
+    """Equal for two sets of settings that train the same thing, however they are written: a preset
+    with fewer layers may be another's without its convolutions."""
+    layers = tuple((a.key, type(a.algorithm), a.algorithm.has_dim and a.algorithm.dim,
+                    a.algorithm.scaled and a.algorithm.alpha, a.algorithm.options,
+                    a.algorithm.rank_stabilised, a.algorithm.start, a.extras, a.rate)
+                   for a in made.assignments)
+    return layers, replace(run, network=NetworkConfig(weights=run.network.weights))
 
 
 def notes(run: Config, family: Family) -> tuple[str, ...]:
@@ -115,5 +132,23 @@ def batch(run: Config) -> str:
     train = run.train
     pictures = train.batch_size * train.accumulate
     return (f"Each step learns from {pictures} picture{'s' * (pictures > 1)} and there are "
-            f"{train.steps:,} steps at {run.optimizer.lr:g}. Twice the batch over half the steps "
-            "learns less: raise the learning rate (1.4 to 2 times) or keep the steps.")
+            f"{train.steps:,} steps at a learning rate of {run.optimizer.lr:g}. Twice the batch "
+            "over half the steps learns less: raise the learning rate (1.4 to 2 times) or keep the "
+            "steps.")
+
+
+def batch_moved(run: Config) -> str:
+    """The same as a reminder where the batch is another than the base model's settings begin with;
+    empty where it is not."""
+    usual = config.base_settings(run.model.base).get(
+        "train.batch_size", config.LEAVES["train.batch_size"].default)
+    pictures = run.train.batch_size * run.train.accumulate
+    if pictures == usual:
+        return ""
+    larger = pictures > usual
+    return (f"A step learns from {pictures} picture{'s' * (pictures > 1)}, "
+            f"{max(pictures, usual) / min(pictures, usual):.3g} times as "
+            f"{'many' if larger else 'few'} as usual with this base. "
+            + ("Raise the learning rate with it (1.4 to 2 times for twice the batch), and keep the "
+               "steps." if larger else
+               "Lower the learning rate with it, or give it more steps."))

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import events, machine
+from . import events, machine, units
 from .errors import OutOfMemory
 from .follow import Followed, Signals
 from .plan import Plan
@@ -83,15 +83,6 @@ def summary(plan: Plan, watch: machine.Watch) -> dict[str, Any]:
             "memory": watch.measured(), "memory_predicted": watch.predicted.counted}
 
 
-def _duration(seconds: float) -> str:
-    """ "2 h 05 min", "3 min 20 s", "12 s"."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-
-
 def verb(options: argparse.Namespace, terminal: Terminal, signals: Signals,
          settings: Config) -> int:
     from . import plan as planning
@@ -108,8 +99,8 @@ def verb(options: argparse.Namespace, terminal: Terminal, signals: Signals,
     steps = made.config.train.steps
     rows = [("Speed", f"{data['steps_per_second']:.3g} steps a second on {data['device']}, over "
                       f"{data['steps']} steps"),
-            ("The run", f"{steps} steps in {_duration(data['seconds'])} "
-                        f"({_duration(data['low'])} to {_duration(data['high'])})"
+            ("The run", f"{steps} steps in {units.duration(data['seconds'])} "
+                        f"({units.duration(data['low'])} to {units.duration(data['high'])})"
                         + (f", without {' and '.join(data['without'])}" if data["without"]
                            else "")),
             ("Memory", f"{mebibytes(data['memory'])} at most, predicted "

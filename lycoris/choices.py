@@ -12,6 +12,7 @@ from .follow import Signals
 from .settings import Config
 from .terminal import Terminal, mebibytes, table
 
+
 def asked(options: argparse.Namespace) -> bool:
     """Is the estimate about a choice?"""
     return bool(options.match or options.budget or options.curves or options.form)

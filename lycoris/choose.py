@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import algorithms, config, knobs, plan
-from .assignments import assign_family, select
+from . import algorithms, config, knobs, plan, units
+from .assignments import select
 from .data import folder
 from .data.folder import Dataset
 from .errors import ConfigError, LycorisError
 from .families import Family
 from .guideline import Column
+from .plan import Plan
 from .registry import pick
 from .settings import Config, NetworkConfig
 from .sizes import with_dim
@@ -30,7 +31,7 @@ from .weigher import Weigher, Weight
 
 CLOSE = 0.02  # of the wanted size: near enough to look no further
 FAR = 0.1  # of the wanted size: another preset is tried, and it is told
-MOST = 4096  # the largest dim that is tried
+MOST = 512  # the largest dim that is tried: beyond, an adapter holds more than it changes
 DIMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 Sizings = Callable[[Mapping[str, Any]], bool]
@@ -59,25 +60,34 @@ class Match:
 
     @property
     def text(self) -> str:
+        return f"{self.said(self.file_bytes, self.wanted)} Both without metadata."
+
+    def said(self, found: int, wanted: int) -> str:
+        """What came of it, in a sentence, with the two sizes as the one who asked counts them."""
         label = algorithms.catalogue()[self.run.network.algo].label
-        sizes = f"{self.file_bytes / 2**20:.2f} MiB"
-        wanted = f"the {self.wanted / 2**20:.2f} MiB that were wanted"
+        aim = f"the {units.size(wanted)} that were wanted"
         if self.far:
-            return f"{label} comes no closer than {sizes} to {wanted}."
-        said = f"{label} with {in_words(self.changed, self.run.network.algo)}: {sizes}, "
-        if self.file_bytes == self.wanted:
-            return f"{said}as was wanted."
-        return said + f"{abs(self.off):.1%} {'more' if self.off > 0 else 'less'} than {wanted}."
+            times = max(found, wanted) / min(found, wanted)
+            return (f"{label} comes no closer than {units.size(found)} to {aim}: {times:.3g} times "
+                    f"{'as large' if found > wanted else 'smaller'}.")
+        said = f"{label} with {in_words(self.changed, self.run.network.algo)}: {units.size(found)}"
+        if found == wanted:
+            return f"{said}, as was wanted."
+        off = found / wanted - 1
+        return f"{said}, {abs(off):.1%} {'more' if off > 0 else 'less'} than {aim}."
 
 
 @dataclass(frozen=True)
 class Fit:
     """An algorithm's largest file under a limit, metadata included; where nothing fits, its
-    smallest, and `problem` says so. `run` is None where it is impossible at any size."""
+    smallest, and `problem` says so. `run` is None where it is impossible at any size; `plan` is
+    that run's. `note` says what keeps a larger one from being tried."""
 
     algo: str
     run: Config | None
     problem: str = ""
+    note: str = ""
+    plan: Plan | None = None
     changed: Mapping[str, Any] = field(default_factory=dict)
     parameters: int = 0
     file_bytes: int = 0
@@ -98,7 +108,7 @@ class Fit:
 
     def data(self) -> dict[str, Any]:
         return {"algo": self.algo, "label": self.label, "changed": dict(self.changed),
-                "problem": self.problem, "parameters": self.parameters,
+                "problem": self.problem, "note": self.note, "parameters": self.parameters,
                 "file_bytes": self.file_bytes, "training_bytes": self.training_bytes,
                 "rating": self.rating,
                 "ratings": dict(self.column.ratings) if self.column else None}
@@ -341,12 +351,18 @@ def _fit(search: Search, algo: str, limit: int, extra: int,
         extra = whole - made.sizes.file_bytes
         if not fits or whole <= limit:
             break
-    problem = "" if whole <= limit else (
-        f"nothing fits: its smallest file is {whole / 2**20:.2f} MiB")
-    widths = [a.layer.out for a in assign_family(family, found[0]) if a.layer.kind != "norm"]
+    problem = "" if whole <= limit else f"nothing fits: its smallest file is {units.size(whole)}"
+    widths = [a.layer.out for a in made.assignments if a.layer.kind != "norm"]
     column = algorithms.catalogue()[algo].guide.column(found[0].options, widths)
-    return Fit(algo, made.config, problem, changes(run, made.config), made.sizes.parameters, whole,
-               made.training_bytes, column), extra
+    after = replace(run, network=found[0])
+    return Fit(algo, after, problem, _ended(found[0]), made, changes(run, after),
+               made.sizes.parameters, whole, made.training_bytes, column), extra
+
+
+def _ended(network: NetworkConfig) -> str:
+    """What is told where the largest dim that is tried is no limit of the algorithm's own."""
+    free = algorithms.catalogue()[network.algo].dims(network.dim, network.options) is None
+    return f"no dim above {MOST} is tried" if free and network.dim == MOST else ""
 
 
 def _why(search: Search, network: NetworkConfig) -> str:
@@ -358,5 +374,7 @@ def _why(search: Search, network: NetworkConfig) -> str:
 
 
 def short(value: Any) -> str:
-    """A value as a person writes it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A value as a person writes it: no 1e+06 for a million."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:g}" if abs(value) < 1e6 else f"{value:.0f}"

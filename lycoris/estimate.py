@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import choices, config
+from . import choices, config, units
 from .errors import LycorisError, RunError
 from .follow import Signals
 from .settings import DatasetConfig, ModelConfig
-from .terminal import Terminal, as_data, mebibytes, table
+from .terminal import Terminal, as_data, table
 
 TABLE = "table"
 
@@ -35,15 +35,16 @@ def one(options: argparse.Namespace, terminal: Terminal) -> int:
 
     made = plan.make(config.settings(options.settings), need_dataset=False)
     data = {**made.summary(), **outlook.describe(made)}
-    parts = ", ".join(f"{part} {group.parameters:,} in {group.modules} layers"
-                      for part, group in made.sizes.parts.items())
-    rows = [("Algorithm", f"{data['algo']} on {made.family.title}"),
+    every = ", ".join(f"{name} {counts['file_bytes_with_metadata']:,}"
+                      for name, counts in made.sizes.every.items() if name != made.sizes.dtype)
+    rows = [("Algorithm", f"{label_of(data['algo'])} on {made.family.title}"),
             ("Layers", made.selection.taken),
-            ("Parameters", f"{data['parameters']:,} ({parts})"),
+            ("Parameters", f"{data['parameters']:,}"),
+            *(("", split(groups)) for groups in (made.sizes.parts, made.sizes.kinds)),
             ("File", f"{data['file_bytes_with_metadata']:,} bytes "
-                     f"({mebibytes(data['file_bytes_with_metadata'])}) in {data['dtype']}, "
-                     f"{data['file_bytes']:,} without metadata"),
-            ("While training", f"{mebibytes(data['training_bytes'])} for weights, gradients and "
+                     f"({units.size(data['file_bytes_with_metadata'])}) in {data['dtype']}, "
+                     f"{data['file_bytes']:,} without metadata; {every}"),
+            ("While training", f"{units.size(data['training_bytes'])} for weights, gradients and "
                                "optimiser of the adapter"),
             ("Steps", f"{data['steps']} ({data['epochs']:g} epochs of "
                       f"{data['batches_per_epoch']} batches)")]
@@ -53,15 +54,28 @@ def one(options: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
+def label_of(algo: str) -> str:
+    from . import algorithms
+
+    return algorithms.catalogue()[algo].label
+
+
+def split(groups: Mapping[str, Any]) -> str:
+    """How many parameters each part, or each kind of layer, has."""
+    from .presets import PARTS
+
+    return ", ".join(f"{PARTS.get(name, name)} {group.parameters:,} in {group.modules} layers"
+                     for name, group in groups.items())
+
+
 def batch(options: argparse.Namespace, terminal: Terminal, signals: Signals) -> int:
-    """One answer a line for one JSON object a line, in their order; until there are no more, or a
-    signal."""
+    """One answer a line for one JSON object a line, in their order and as many as there are lines,
+    empty ones included; until there are no more, or a signal."""
     base = list(options.settings)
     for line in _lines(options.batch):
         if signals.received:
             break
-        if line.strip():
-            terminal.line(_answer(base, line))
+        terminal.line(_answer(base, line))
     return signals.exit_code
 
 
@@ -84,6 +98,7 @@ def _answer(base: Iterable[str], line: str) -> Mapping[str, Any]:
     try:
         values = _object(line)
         made = config.settings(base, values)
+        plan.check_names(made)  # before the model is looked for under one of them
         return plan.make(made, family=_family(made.model),
                          dataset=_dataset(made.dataset), need_dataset=False).summary()
     except LycorisError as error:
@@ -91,6 +106,8 @@ def _answer(base: Iterable[str], line: str) -> Mapping[str, Any]:
 
 
 def _object(line: str) -> dict[str, Any]:
+    if not line.strip():
+        raise RunError("The line is empty.", 'Write one object a line, e.g. {"network.dim": 8}.')
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -130,8 +147,8 @@ def guideline(terminal: Terminal) -> int:
 
     data = {"rows": published.table()}
     rows = [(r["row"], f"{r['published']:>5}  {r['as_published']:>5}  {r['parameters']:>13,}  "
-                       f"{r['file_bytes']:>13,} bytes  {r['note']}".rstrip())
+                       f"{r['file_bytes']:>15,} bytes  {r['note']}".rstrip())
             for r in data["rows"]]
-    head = [("", f"{'said':>5}  {'ours':>5}  {'parameters':>13}  {'file':>13}")]
+    head = [("", f"{'said':>5}  {'ours':>5}  {'parameters':>13}  {'file without metadata':>19}")]
     terminal.document(data, table(head + rows))
     return 0

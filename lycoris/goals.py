@@ -19,9 +19,10 @@ from .data.folder import Dataset
 from .errors import ConfigError
 from .families import Family
 from .guideline import ASPECTS, Column
+from .plan import Plan
 from .registry import pick
 from .settings import Config, NetworkConfig
-from .sizes import Sizes, with_dim
+from .sizes import with_dim
 
 TABLE = "The guideline's table, from hundreds of SD1 checkpoints; with a grain of salt."
 WORDS = "The guideline's advice in words, without figures; with a grain of salt."
@@ -46,11 +47,11 @@ class Now:
         self.weight = self.search.weigh(run.network)
 
     @cached_property
-    def cost(self) -> Sizes:
-        return self._sizes(self.run)
+    def plan(self) -> Plan:
+        return self._planned(self.run)
 
-    def _sizes(self, run: Config) -> Sizes:
-        return plan.make(run, family=self.family, dataset=self.dataset, need_dataset=False).sizes
+    def _planned(self, run: Config) -> Plan:
+        return plan.make(run, family=self.family, dataset=self.dataset, need_dataset=False)
 
     @cached_property
     def column(self) -> Column | None:
@@ -60,14 +61,14 @@ class Now:
     def spatial(self) -> bool:
         return any(a.layer.is_spatial for a in self.assignments)
 
-    def after(self, changes: Mapping[str, Any]) -> tuple[Config, Sizes] | None:
-        """The settings with those changes and what they cost; None where they are the same or
+    def after(self, changes: Mapping[str, Any]) -> tuple[Config, Plan] | None:
+        """The settings with those changes and what they make; None where they are the same or
         impossible."""
         run = knobs.replace(self.run, changes)
         if run == self.run:
             return None
         try:
-            return run, self._sizes(run)
+            return run, self._planned(run)
         except ConfigError:
             return None
 

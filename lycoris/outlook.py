@@ -5,10 +5,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import devices, disk, machine, memory, relief
+from . import devices, disk, machine, memory, relief, units
 from .plan import Plan
 
-MIB = 2**20
+
+def peak(plan: Plan) -> int:
+    """The most memory the run will have in use, on the device of its settings."""
+    device = devices.choose(plan.config.train.device)
+    return memory.predict(plan, device.type, correction=machine.correction(
+        plan, devices.look(device).name)).peak
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -40,14 +45,17 @@ def describe(plan: Plan) -> dict[str, Any]:
 def sentences(data: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of a table for people."""
     said, written, left = data["memory"], data["disk"], data["time"]
-    rows = [("Memory", f"{said['peak'] / MIB:,.0f} MiB at most, while {said['phase']}; "
-                       f"{said['free'] / MIB:,.0f} MiB are free on {said['name']}")]
+    rows = [("Memory", f"{units.size(said['peak'])} at most, while {said['phase']}; "
+                       f"{units.size(said['free'])} are free on {said['name']}")]
     if said["missing"]:
         rows.append(("", said["missing"]))
-    rows += [("" if place else "To fit", f"{each['text']} Saves {each['bytes'] / MIB:,.0f} MiB.")
+    rows += [("" if place else "To fit", f"{each['text']} Saves {units.size(each['bytes'])}.")
              for place, each in enumerate(said.get("savings", ()))]
-    rows.append(("Disk", f"{written['bytes'] / MIB:,.0f} MiB, {written['free'] / MIB:,.0f} MiB are "
-                         "free"))
+    lacking = f": {units.size(written['lacking'])} too little" if written["lacking"] else ""
+    rows.append(("Disk", f"{units.size(written['bytes'])}, {units.size(written['free'])} are "
+                         f"free{lacking}"))
     rows.append(("Time", "unknown; calibrate measures a few steps" if left is None else
-                 f"{left['seconds']:,.0f} s ({left['low']:,.0f} to {left['high']:,.0f} s)"))
+                 f"{units.duration(left['seconds'])} ({units.duration(left['low'])} to "
+                 f"{units.duration(left['high'])})"
+                 + (f", without {' and '.join(left['without'])}" if left["without"] else "")))
     return rows

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 from conftest import TINY_SD
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from lycoris import advice, algorithms, choose, config, families, knobs, plan
+from lycoris.data import folder
 from lycoris.errors import ConfigError
 from lycoris.families import Family
 from lycoris.guideline import ASPECTS
@@ -151,6 +154,19 @@ def test_a_budget_holds_and_is_used(limit: int) -> None:
         assert next_size.file_bytes_with_metadata > limit, "the largest that fits"
 
 
+def test_a_budget_changes_the_network_alone_and_stops_at_a_dim(tmp_path: Path) -> None:
+    """The captions of the pictures, which become prompts, are no part of what fits; and a dim past
+    all use is not proposed."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "1.png")
+    (tmp_path / "1.txt").write_text("a zorb")
+    run = run_of(dim=32, alpha=16.0)
+    fits = choose.budget(run, family("sd15"), 2**32, folder.scan(tmp_path))
+    for fit in fits:
+        assert all(path.startswith("network.") for path in fit.changed)
+        assert fit.run.network.dim <= choose.MOST
+    assert fits[0].run.network.dim == choose.MOST and "no dim above" in fits[0].note
+
+
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="holds no file"):
         choose.budget(run_of(), family("tiny"), 0)
@@ -208,7 +224,17 @@ def test_every_suggestion_makes_a_plan_and_changes_something(algo: str, goal: st
     if goal == "small":
         assert all(each.file_bytes < now.file_bytes_with_metadata for each in found.suggestions)
     sets = [each.changes for each in found.suggestions]
+    results = [_result(each.run) for each in found.suggestions]
+    assert _result(run) not in results and all(results.count(each) == 1 for each in results)
     assert all(sets.count(each) == 1 for each in sets)
+
+
+def _result(run: Config) -> object:
+    """What is trained at the end, whatever it is called."""
+    made = plan.make(run, family=family("sd15"), need_dataset=False)
+    said = [(a.key, a.algorithm.label, a.shapes(), a.algorithm.scale(a.layer), a.extras)
+            for a in made.assignments]
+    return said, replace(run, network=NetworkConfig())
 
 
 def _algos(goal: str, **network: object) -> list[str]:
@@ -250,6 +276,17 @@ def test_the_scale_and_how_it_moves() -> None:
     root = advice.scale(run_of(dim=16, alpha=8.0, rs_lora=True).network)
     assert root.value == 2.0 and "√" in root.formula
     assert advice.scale(run_of(algo="full").network) is None
+    assert "with alpha moved along with dim it stays 0.5." in found.text
+    assert "1.41 at dim 8 and 2.83 at dim 32" in root.text
+
+
+def test_another_batch_than_usual_is_reminded_of() -> None:
+    usual = config.load()
+    assert advice.batch_moved(usual) == ""
+    for times, said in ((2, "2 times as many"), (0.5, "2 times as few")):
+        batch = round(usual.train.batch_size * times)
+        told = advice.batch_moved(knobs.replace(usual, {"train.batch_size": batch}))
+        assert said in told and "learning rate" in told
 
 
 WARNED = [

@@ -148,7 +148,8 @@ def test_a_batch_answers_line_by_line(batch: Callable[..., list[dict[str, Any]]]
              {"network.algo": "dylora", "network.dim": 6}, [1], {"network.dim": 8}]
     found = batch("\n".join(map(json.dumps, lines)) + "\nnot json\n\n", "model.family=sd15")
     assert [("error" in each) for each in found] == [
-        False, False, False, True, True, True, True, False, True]
+        False, False, False, True, True, True, True, False, True, True], "one for each line"
+    assert "empty" in found[9]["error"]["message"]
     assert found[0] == found[7] and found[1] == found[2]
     assert "power of two" in found[3]["error"]["message"]
     assert "Did you mean network.dim?" in found[4]["error"]["message"]
