@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lycogui.wording import on_screen
 from lycogui.workspace import Workspace
 from lycoris import config, knobs, resuming
 from lycoris.config import LEAVES
@@ -34,7 +35,8 @@ def extension(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
                   for path in FIELDS}
         found["course"] = resuming.course(now, step, values)
     except ConfigError as error:
-        found |= {"course": "", "problems": error.problems}
+        found |= {"course": "", "problems": {
+            path: on_screen(text) for path, text in error.problems.items()}}
     return found
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lycogui.wording import failure
 from lycogui.workspace import Workspace, new_folder
 from lycoris import durable, hub
 from lycoris.errors import NotDownloaded, RunError
@@ -69,7 +70,7 @@ def download(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     return {**found, "state": "stopped" if stopped else state, "name": _name_of(job),
             "stage": asdict(history.stage) if history.stage else None,
             "left": history.stage_left, "stopping": job.requested_at("stop") > 0,
-            "error": asdict(history.failed) if history.failed and not stopped else None}
+            "error": None if stopped else failure(history.failed)}
 
 
 def going(workspace: Workspace) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
+from lycogui.wording import on_screen
 from lycoris.errors import LycorisError
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -27,7 +28,7 @@ def shown(handler: Handler) -> Handler:
         except gr.Error:
             raise
         except LycorisError as error:
-            raise gr.Error(html.escape(str(error)), title=error.kind.capitalize(),
+            raise gr.Error(html.escape(on_screen(str(error))), title=error.kind.capitalize(),
                            print_exception=False) from error
         except Exception as error:
             log.exception("unexpected")
@@ -40,7 +41,7 @@ def shown(handler: Handler) -> Handler:
 
 def tell(text: str) -> None:
     """A short message at the edge of the page; Gradio would take markup in it for markup."""
-    gr.Info(html.escape(text), duration=6)
+    gr.Info(html.escape(on_screen(text)), duration=6)
 
 
 @contextlib.contextmanager
@@ -56,8 +57,9 @@ def logged(doing: str) -> Iterator[None]:
 def as_data(error: Exception) -> dict[str, Any]:
     """The same for the page's own requests."""
     if isinstance(error, LycorisError):
-        return {"kind": error.kind, "message": error.message, "fix": error.fix,
-                "problems": error.problems}
+        return {"kind": error.kind, "message": on_screen(error.message),
+                "fix": on_screen(error.fix),
+                "problems": {path: on_screen(text) for path, text in error.problems.items()}}
     log.exception("unexpected", exc_info=error)
     return {"kind": "bug", "message": f"{type(error).__name__}: {error}",
             "fix": "This is a bug in lycogui; the terminal shows the details.", "problems": {}}

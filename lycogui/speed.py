@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from lycogui.wording import on_screen
 from lycogui.workspace import Workspace, new_folder
 from lycoris import config, devices, durable, machine, plan
 from lycoris.plan import Plan
@@ -47,7 +48,7 @@ def calibration(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     history = job.history()
     return {"state": workspace.jobs.state(job),
             "stage": asdict(history.stage) if history.stage else None,
-            "problem": f"{history.failed.message} {history.failed.fix}".strip()
+            "problem": on_screen(f"{history.failed.message} {history.failed.fix}".strip())
             if history.failed else ""}
 
 

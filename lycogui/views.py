@@ -15,16 +15,26 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from lycogui import extending, fetching, speed, toolviews, upkeep
+from lycogui import extending, fetching, speed, toolviews, upkeep, wording
 from lycogui.workspace import Workspace, run_id
-from lycoris import algorithms, config, devices, events, plan, report
+from lycoris import (
+    algorithms,
+    config,
+    devices,
+    events,
+    following,
+    plan,
+    promptfile,
+    report,
+)
 from lycoris.contestants import BASE
 from lycoris.data import captions
 from lycoris.data import epoch as epochs
-from lycoris.data.folder import Picture
+from lycoris.data.folder import Dataset, Picture
 from lycoris.errors import DatasetError, LycorisError, RunError
 from lycoris.families import Family
 from lycoris.runs import History, RunFolder
+from lycoris.settings import Config
 
 CURVE_POINTS = 3000  # a longer history is thinned before it is sent
 
@@ -35,9 +45,9 @@ def status(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     base: dict[str, Any] = {"name": config.find(run.model.base).name, "label": "", "problem": ""}
     try:
         base["label"] = workspace.base(run).label
-        base["problem"] = str(workspace.base_problem(run) or "")
+        base["problem"] = wording.on_screen(str(workspace.base_problem(run) or ""))
     except LycorisError as error:
-        base["problem"] = str(error)
+        base["problem"] = wording.on_screen(str(error))
     active = workspace.jobs.active()
     return {"base": base, "device": asdict(devices.look(workspace.device)),
             "job": _run(workspace, active) if active else None,
@@ -87,9 +97,18 @@ def epoch(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
     try:
         found = workspace.pictures(run)
     except LycorisError as error:
-        return {"problem": str(error)}
+        return {"problem": wording.on_screen(str(error))}
     counted = epochs.of(found, plan.buckets_of(run, found.learned), run.train)
-    return {**counted.data(), "left_out": epochs.left_out(found)}
+    return {**counted.data(), "left_out": epochs.left_out(found), "every": run.sample.every,
+            "painted": _painted(run, found)}
+
+
+def _painted(run: Config, found: Dataset) -> list[str]:
+    """The prompts of the samples; none where they cannot be read, which Train says."""
+    try:
+        return [each.text for each in promptfile.read(following.with_prompts(run, found).sample)]
+    except LycorisError:
+        return []
 
 
 def save_caption(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +155,7 @@ def follow(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
         "samples": [{"step": s.step, "index": s.index, "prompt": s.prompt, "seed": s.seed,
                      "base": s.contestant == BASE, "url": _painted_url(run, s.path)}
                     for s in history.samples],
-        "warnings": [f"{w.text} {w.fix}".strip() for w in history.warnings],
+        "warnings": wording.warnings(history),
         "log": run.log_tail(40) if given.get("log") else "",
     }
 
@@ -192,8 +211,8 @@ def comparison(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
         "cells": [{"prompt": s.prompt, "seed": s.seed, "contestant": s.contestant,
                    "url": _painted_url(run, s.path)} for s in history.samples],
         "stage": asdict(history.stage) if history.stage else None,
-        "warnings": [f"{w.text} {w.fix}".strip() for w in history.warnings],
-        "error": asdict(history.failed) if history.failed else None,
+        "warnings": wording.warnings(history),
+        "error": wording.failure(history.failed),
         "grid": _painted_url(run, "grid.png") if grid.is_file() and history.finished else "",
         "folder": str(run.path),
     }
@@ -258,16 +277,27 @@ def _run(workspace: Workspace, run: RunFolder) -> dict[str, Any]:
         "left": seconds_left(history), "stage_left": history.stage_left,
         "seconds": sum(s.sec for s in history.steps),
         "memory": last.memory if last else None,
-        "measured": asdict(history.measured) if history.measured else None,
+        "measured": _memory(history.measured, made.get("memory", {})),
+        "on_card": made.get("memory", {}).get("device") == "cuda",
         "norms": {"capped": last.capped, "mean": last.norm_mean, "most": last.norm_max}
         if last and last.norm_mean is not None else None,
         "stage": {**asdict(history.stage), "name": history.stage.words} if history.stage else None,
         "validation": history.validations[-1].loss if history.validations else None,
         "cached": asdict(history.cached) if history.cached else None,
-        "error": asdict(history.failed) if history.failed else None,
+        "error": wording.failure(history.failed),
         "bytes": run.adapter_file.stat().st_size if run.adapter_file.is_file() else None,
         "folder": str(run.path), "disk": upkeep.size_of(run.path),
     }
+
+
+def _memory(measured: events.Measured | None, shown: dict[str, Any]) -> dict[str, int] | None:
+    """The highest memory of a run as it was: beside the prediction that was `shown` before it
+    began, and counted as that one, which has a card's context in it."""
+    if measured is None:
+        return None
+    context = shown.get("peak", 0) - shown.get("counted", 0)
+    return {"predicted": shown.get("peak", measured.predicted),
+            "memory": measured.memory + context}
 
 
 def _about(run: RunFolder) -> str:

@@ -20,7 +20,18 @@ from typing import Any, TypeVar
 
 from lycogui import guard
 from lycogui.jobs import Jobs
-from lycoris import config, contestants, devices, durable, families, following, hub, knobs, plan
+from lycoris import (
+    config,
+    contestants,
+    devices,
+    disk,
+    durable,
+    families,
+    following,
+    hub,
+    knobs,
+    plan,
+)
 from lycoris.data import folder, gather
 from lycoris.data.folder import Dataset
 from lycoris.errors import DatasetError, LycorisError, RunError
@@ -211,6 +222,12 @@ class Workspace:
         if family.known is not None and run.dataset.resolution < family.resolution / 2:
             run = at_own_size(run, family)
         return plan.make(run, family=family, dataset=dataset, need_dataset=False)
+
+    def ready(self, run: Config) -> Plan:
+        """The plan of a run that may be put into the queue; a typed error says why it may not."""
+        made = plan.make(run)
+        disk.require(made, Path(run.output.folder).expanduser() / config.run_name(run))
+        return made
 
     def enqueue(self, run: Config, **notes: Any) -> str:
         """A new run folder, waiting to be started; returns its name."""

@@ -34,6 +34,7 @@ OLD_GAMMA = ("train.min_snr_gamma", "loss.min_snr_gamma")
 
 
 LEAVES = knobs.leaves(Config)
+SAMPLE = LEAVES["dataset.folder"].default
 # The open tables, and the setting whose value says what may stand in them.
 OWNERS = {"network.options": "network.algo", "optimizer.args": "optimizer.name"}
 # What an entry of network.rules may say, and the setting whose bounds it shares.
@@ -80,7 +81,8 @@ def load(file: Path | str | None = None, overrides: Iterable[str] = (),
     named = own.pop(PRESET, "")
     preset = preset_settings(named) if named else {}
     base = own.get("model.base", LEAVES["model.base"].default)
-    recommended = base_settings(base) if isinstance(base, str) and not known_model(
+    pictures = own.get("dataset.folder", SAMPLE)
+    recommended = base_settings(base, str(pictures)) if isinstance(base, str) and not known_model(
         own.get("model.family")) else {}
     return build(_over(recommended | preset, own))
 
@@ -126,10 +128,14 @@ def known_model(family: Any) -> bool:
     return isinstance(family, str) and (ASSETS / "models" / f"{family}.json").is_file()
 
 
-def base_settings(base: str) -> dict[str, Any]:
-    """{path: value} that a base model's folder recommends; empty where it says nothing."""
+def base_settings(base: str, pictures: str = "") -> dict[str, Any]:
+    """{path: value} that a base model's folder recommends; empty where it says nothing. Its prompts
+    are about the pictures of our sample: they are left out for a folder of others."""
     file = find(base) / BASE_SETTINGS
-    return flat(read_toml(file)) if file.is_file() else {}
+    found = flat(read_toml(file)) if file.is_file() else {}
+    if pictures and find(pictures).name != Path(SAMPLE).name:  # a copy keeps its name
+        found.pop("sample.prompts", None)
+    return found
 
 
 def preset_names() -> list[str]:

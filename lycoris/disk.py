@@ -123,7 +123,7 @@ def require(plan: Plan, where: Path) -> Disk:
         f"The run would write {found.bytes / MIB:,.0f} MiB to {where}, where "
         f"{found.free / MIB:,.0f} MiB are free: {found.lacking / MIB:,.0f} MiB too little.",
         f"Free some space, choose another output.folder, or {_lighter(plan)} (most of it: "
-        f"{largest.name}, {largest.bytes / MIB:,.0f} MiB).", where)
+        f"{largest.name}, {largest.bytes / MIB:,.0f} MiB).", where, field="output.folder")
 
 
 def _lighter(plan: Plan) -> str:

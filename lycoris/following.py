@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from . import config, families, knobs
+from . import config, families, knobs, promptfile
 from .config import LEAVES
 from .data import wording
 from .data.folder import Dataset
@@ -17,7 +17,8 @@ from .families import Family
 from .settings import Config, ModelConfig
 
 STEP = 64  # px, of the sides of buckets, where the model does not ask for more
-PROMPTS = 2  # captions that are painted where no prompt is given
+PROMPTS = "sample.prompts"
+PAINTED = 2  # captions that are painted where no prompt is given
 _SIGNS = re.compile(r"([()\[\]\\])")
 
 
@@ -27,12 +28,12 @@ def size_of(family: Family) -> dict[str, Any]:
             "dataset.bucket_step": max(min(STEP, family.resolution), family.side_multiple)}
 
 
-def recommended(model: ModelConfig) -> dict[str, Any]:
-    """{path: value} that a base model wants in place of the defaults: what its own folder says,
+def recommended(run: Config) -> dict[str, Any]:
+    """{path: value} that the base model wants in place of the defaults: what its own folder says,
     else the size it was made for. Raises ModelFileError where it cannot be opened."""
-    said = config.base_settings(model.base)
+    said = config.base_settings(run.model.base, run.dataset.folder)
     if not said:
-        return size_of(families.open_chosen(model))
+        return size_of(families.open_chosen(run.model))
     return {path: knobs.coerce(LEAVES[path], value) for path, value in said.items()}
 
 
@@ -43,10 +44,10 @@ def moved(run: Config, left: str) -> dict[str, Any]:
     Raises ModelFileError where the new base cannot be opened.
     """
     try:
-        old = recommended(ModelConfig(base=left))
+        old = recommended(replace(run, model=ModelConfig(base=left)))
     except LycorisError:  # it may be gone: the defaults were all there was
         old = {}
-    new = recommended(replace(run.model, family="auto"))
+    new = recommended(replace(run, model=replace(run.model, family="auto")))
     return {path: wanted for path in {**old, **new}
             if knobs.get(run, path) == _wanted(old, path)
             and (wanted := _wanted(new, path)) != knobs.get(run, path)}
@@ -56,14 +57,24 @@ def _wanted(said: Mapping[str, Any], path: str) -> Any:
     return said.get(path, LEAVES[path].default)
 
 
+def for_others(run: Config) -> dict[str, Any]:
+    """{path: value} of what changes in a run that was given pictures of one's own: prompts that are
+    about those its base comes with go, and captions are painted."""
+    own = config.base_settings(run.model.base).get(PROMPTS)
+    left = config.base_settings(run.model.base, run.dataset.folder).get(PROMPTS)
+    return {PROMPTS: ()} if own and not left and run.sample.prompts == tuple(own) else {}
+
+
 def with_prompts(run: Config, dataset: Dataset) -> Config:
-    """The run with captions of its first pictures as prompts where it has none: what they say is
-    what it learns."""
-    if run.sample.prompts or run.sample.prompts_file.strip():
+    """The run with something to paint where nobody has said what: captions of its first pictures,
+    for what they say is what it learns; without any its trigger words, or its folder's name."""
+    if promptfile.read(run.sample):
         return run
     said = dict.fromkeys(_prompt(wording.plain(picture.words, run.dataset))
                          for picture in dataset.learned if not picture.prior)
-    return replace(run, sample=replace(run.sample, prompts=tuple(filter(None, said))[:PROMPTS]))
+    prompts = tuple(filter(None, said))[:PAINTED] or (
+        _prompt(run.output.trigger.strip()) or config.find(run.dataset.folder).resolve().name,)
+    return replace(run, sample=replace(run.sample, prompts=prompts))
 
 
 def _prompt(caption: str) -> str:

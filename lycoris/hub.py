@@ -108,8 +108,7 @@ def absent(base: Path) -> ModelFileError:
     without = f" whole: no {', '.join(lacking(folder))}" if folder else ""
     return NotDownloaded(
         f"{name} is not in the Hugging Face cache ({constants.HF_HUB_CACHE}){without}.",
-        "Once, with a network: Download in the page's panel of the base model, or python -m "
-        f"lycoris download {name}. A folder or file of your own is chosen by its path.", name)
+        name, "choose a folder or a file of your own by its path.")
 
 
 @dataclass(frozen=True)

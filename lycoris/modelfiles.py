@@ -143,10 +143,8 @@ class Single:
                  f"none is in {near / 'tokenizer'} or the Hugging Face cache")
         raise NotDownloaded(
             f"{self.base.name} holds no tokenizer, as no single file does, and {where}.",
-            "Once, with a network: Download in the page's panel of the base model, or python -m "
-            f"lycoris download {CLIP[0][0]}; or copy the folder tokenizer of any Stable Diffusion "
-            "model in the diffusers layout beside the file, or choose it with model.tokenizer.",
-            CLIP[0][0])
+            CLIP[0][0], "copy the folder tokenizer of any Stable Diffusion model in the diffusers "
+            "layout beside the file, or say where it is in model.tokenizer.")
 
     def padding(self, text_encoder: str) -> int:
         return self.configs[text_encoder]["pad_token_id"]

@@ -102,6 +102,7 @@ class Plan:
             "smaller_batches": self.epoch.smaller,
             "steps_per_epoch": round(self.epoch.steps_per_epoch, 3),
             "epochs": round(self.epoch.epochs, 3),
+            "prompts": [prompt.text for prompt in promptfile.read(self.config.sample)],
             "warnings": [asdict(warning) for warning in self.warnings],
         }
 

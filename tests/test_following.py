@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import small_models
 
-from lycoris import config, following, knobs, plan, promptfile, prompts
+from lycoris import config, following, knobs, plan, promptfile, prompts, sampling
 from lycoris.errors import ModelFileError
 from lycoris.settings import Config, ModelConfig
 
@@ -27,7 +27,7 @@ def test_what_was_the_old_bases_wish_is_the_new_ones(sd15: str) -> None:
     run = replace(embedded, model=ModelConfig(base=sd15))
     changed = following.moved(run, EMBEDDED)
     moved = knobs.replace(run, changed)
-    assert moved == config.build({"model.base": sd15, **following.recommended(run.model)})
+    assert moved == config.build({"model.base": sd15, **following.recommended(run)})
     assert (moved.dataset.resolution, moved.dataset.bucket_step) == (16, 16), "as its UNet says"
     assert moved.train.steps == Config().train.steps and moved.sample.prompts == ()
     back = replace(moved, model=ModelConfig())
@@ -46,7 +46,7 @@ def test_a_base_that_is_gone_wanted_the_defaults_and_a_new_one_must_be_there(
         sd15: str, tmp_path: Path) -> None:
     run = config.build({"model.base": sd15, "train.steps": 300})
     assert following.moved(run, str(tmp_path / "gone")) == {
-        "dataset.resolution": 16, "dataset.bucket_step": 16}
+        "dataset.resolution": 16, "dataset.bucket_step": 16, "optimizer.text_encoder_lr": 5e-5}
     with pytest.raises(ModelFileError, match="no base model"):
         following.moved(config.build({"model.base": str(tmp_path / "gone")}), sd15)
 
@@ -64,3 +64,33 @@ def test_without_a_prompt_captions_are_painted(settings: Settings, pictures: Pat
         "a ball, number 3"), "no caption, no prompt"
     named = plan.make(settings("sample.prompts=[]", f"sample.prompts_file={pictures / '3.txt'}"))
     assert named.config.sample.prompts == ()
+
+
+@pytest.mark.parametrize(("words", "painted"), [
+    ((), "pictures"), (("output.trigger= zrb",), "zrb"),
+    (('sample.prompts=["# later"]',), "pictures"),
+    (("sample.prompts_file={pictures}/none.txt",), "pictures")])
+def test_there_is_always_something_to_paint(settings: Settings, pictures: Path,
+                                            words: tuple[str, ...], painted: str) -> None:
+    """Neither prompts nor captions: the trigger, or the folder's name; and the plan says which."""
+    for caption in pictures.glob("*.txt"):
+        caption.unlink()
+    (pictures / "none.txt").write_text("# nothing yet\n")
+    words = tuple(word.format(pictures=pictures) for word in words)
+    made = plan.make(settings("sample.prompts=[]", *words))
+    assert [job.prompt for job in sampling.while_training(made.config.sample)] == [painted]
+    assert made.summary()["prompts"] == [painted]
+
+
+def test_prompts_about_other_pictures_go(pictures: Path, tmp_path: Path) -> None:
+    """The embedded base's are about its own sample, wherever a copy of that lies."""
+    own = config.load()
+    assert own.sample.prompts and not following.for_others(own)
+    copy = knobs.replace(own, {"dataset.folder": str(tmp_path / "zorb")})
+    assert not following.for_others(copy)
+    mine = knobs.replace(own, {"dataset.folder": str(pictures)})
+    assert following.for_others(mine) == {"sample.prompts": ()}
+    said = knobs.replace(mine, {"sample.prompts": ("a ball",)})
+    assert not following.for_others(said), "somebody has set them"
+    assert config.load(None, [f"dataset.folder={pictures}"]).sample.prompts == ()
+    assert "sample.prompts" not in following.recommended(mine)

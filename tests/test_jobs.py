@@ -20,8 +20,8 @@ from lycogui import jobs as jobs_module
 from lycogui.jobs import Jobs
 from lycogui.tabs import compare, train
 from lycogui.workspace import Workspace
-from lycoris import plan, runs
-from lycoris.errors import RunError
+from lycoris import disk, plan, runs, trainer
+from lycoris.errors import ConfigError, DiskError, RunError
 from lycoris.runs import Process, RunFolder
 from lycoris.settings import Config
 
@@ -76,18 +76,13 @@ def test_a_pair_is_queued_whole_or_not_at_all(workspace: Workspace,
     assert train.enqueue_pair(workspace, settings("network.dim=4", "output.name=x")) == (
         "x-lora-2", "x-loha-2")
     before = workspace.jobs.waiting()
-    file = workspace.runs_folder / "start.safetensors"
-    torch_file(file, plan.make(settings("network.dim=4")))
-    run = settings("network.dim=4", "output.name=y", f"network.weights={file}")
+    first = settings("network.dim=4", "output.name=first", "train.steps=1")
+    trainer.run(plan.make(first), workspace.runs_folder / "first", lambda event: None, set)
+    run = settings("network.dim=4", "output.name=y", "network.weights=first")
     with pytest.raises(ConfigError) as caught:
         train.enqueue_pair(workspace, run)
     assert caught.value.problems["network.weights"].startswith("B of the pair, LoHa: ")
     assert workspace.jobs.waiting() == before and not (workspace.runs_folder / "y-lora").exists()
-
-
-def torch_file(file: Path, made: plan.Plan) -> None:
-    """An adapter file of a plan's network, as untrained as it begins."""
-    from lycoris.sources import build  # placeholder
 
 
 def test_a_run_that_the_disk_cannot_hold_is_refused_at_the_click(

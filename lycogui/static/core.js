@@ -21,6 +21,8 @@ lyco.h = (what, props = {}, ...children) => {
 
 lyco.fill = (element, ...children) => element.replaceChildren(...children.flat().filter(Boolean));
 
+lyco.AGAIN = "A training that runs goes on by itself. Start lycogui again as you did before (launch.sh, launch.bat or python app.py): this page then shows it again.";
+
 /* Ask the server; a refusal is an Error with the text for a person. */
 lyco.api = async (name, given = {}) => {
   let response;
@@ -29,7 +31,7 @@ lyco.api = async (name, given = {}) => {
       method: "POST", headers: {"content-type": "application/json", "x-lycogui": "1"},
       body: JSON.stringify(given)});
   } catch (error) {
-    throw Object.assign(new Error("lycogui does not answer. Is its window in the terminal still open?"), {offline: true});
+    throw Object.assign(new Error(`lycogui does not answer. ${lyco.AGAIN}`), {offline: true});
   }
   const data = await response.json();
   if (!response.ok) throw Object.assign(new Error([data.error.message, data.error.fix].filter(Boolean).join(" ")), data.error);
@@ -67,7 +69,8 @@ lyco.poll = (element, seconds, look) => {
   return tick;
 };
 
-lyco.online = here => document.getElementById("header")?.classList.toggle("cut-off", !here);
+/* While nobody answers, what stands on the page is of the last moment that somebody did. */
+lyco.online = here => document.body.classList.toggle("cut-off", !here);
 
 /* Until the settings of last time stand in the form, nothing may be typed that they would overwrite. */
 lyco.loading = () => {
@@ -76,8 +79,14 @@ lyco.loading = () => {
 };
 lyco.ready = () => {
   document.querySelector(".tabs")?.removeAttribute("inert");
+  if (!document.body.dataset.ready) lyco.tab(sessionStorage.getItem("lyco-tab"));
   document.body.dataset.ready = "yes";
 };
+/* A page that is loaded again comes back to the tab it was on. */
+addEventListener("pagehide", () => {
+  const open = document.querySelector('.tab-container button[role="tab"][aria-selected="true"]');
+  if (open) sessionStorage.setItem("lyco-tab", open.textContent.trim());
+});
 
 lyco.start = (name, context) => {
   context.element.classList.add("lyco");
@@ -98,13 +107,33 @@ lyco.time = seconds => {
   return s >= 3600 ? `${Math.floor(s / 3600)}:${two(Math.floor(s / 60) % 60)}:${two(s % 60)}` : `${Math.floor(s / 60)}:${two(s % 60)}`;
 };
 lyco.count = n => n.toLocaleString("en-US");
-lyco.mib = bytes => `${(bytes / 2 ** 20).toFixed(2)} MiB`;
 lyco.gib = bytes => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
-/* Memory: what is below a GiB in MiB. */
-lyco.memory = bytes => bytes < 2 ** 20 ? `${(bytes / 2 ** 20).toFixed(2)} MiB` : bytes < 2 ** 30 ? `${Math.round(bytes / 2 ** 20)} MiB` : lyco.gib(bytes);
+/* Bytes, of a file as of memory: one digit, in the unit of which there are fewer than 1,024. */
+lyco.size = bytes => {
+  let value = Math.abs(bytes), power = 0;
+  while (+value.toFixed(1) >= 1024 && power < 4) { value /= 1024; power++; }
+  const digits = power ? 1 : 0, said = value.toLocaleString("en-US", {minimumFractionDigits: digits, maximumFractionDigits: digits});
+  return `${bytes < 0 ? "−" : ""}${said} ${["bytes", "KiB", "MiB", "GiB", "TiB"][power]}`;
+};
+lyco.mib = lyco.memory = lyco.size;
+/* Seconds with their units: "5 d 13 h", "2 h 05 min", "3 min 20 s", "12 s". */
+lyco.duration = seconds => {
+  const s = Math.max(0, Math.round(seconds)), two = n => String(n).padStart(2, "0"), part = (by, of) => Math.floor(s / by) % of;
+  if (s >= 86400) return `${Math.floor(s / 86400)} d ${part(3600, 24)} h`;
+  if (s >= 3600) return `${part(3600, 24)} h ${two(part(60, 60))} min`;
+  return s >= 60 ? `${part(60, 60)} min ${two(s % 60)} s` : `${s} s`;
+};
 
 /* Is the user typing? Then keys are theirs. */
 lyco.typing = () => ["INPUT", "TEXTAREA", "SELECT"].includes(document.activeElement?.tagName) || document.activeElement?.isContentEditable;
+
+/* A click beside a dialog closes it: one that begins and ends there. Who drags over a text and lets go outside stays. */
+lyco.leave = (box, close) => {
+  let begun = false, ended = false;
+  box.addEventListener("pointerdown", event => { begun = event.target === box; });
+  box.addEventListener("pointerup", event => { ended = event.target === box; });
+  box.addEventListener("click", event => { if (event.target === box && begun && ended) close(); });
+};
 
 /* "1 picture", "2 pictures" */
 lyco.some = (n, thing) => `${lyco.count(n)} ${thing}${n === 1 ? "" : "s"}`;
@@ -138,10 +167,11 @@ lyco.lightbox = (pictures, start) => {
       lyco.h("a.button", {href: picture.url, download: picture.file || "picture.png"}, "Save"),
       lyco.h("button", {onclick: close, title: "Escape"}, "Close"));
   };
-  const box = lyco.h("div.lightbox", {role: "dialog", "aria-label": "Picture", onclick: event => event.target === box && close()},
+  const box = lyco.h("div.lightbox", {role: "dialog", "aria-label": "Picture"},
     lyco.h("button.walk", {onclick: () => walk(-1), "aria-label": "Previous"}, "‹"),
     lyco.h("figure", {}, image, text),
     lyco.h("button.walk", {onclick: () => walk(1), "aria-label": "Next"}, "›"));
+  lyco.leave(box, close);
   document.addEventListener("keydown", keys, true);
   document.body.append(box);
   show();

@@ -24,6 +24,7 @@ lyco.parts.epoch = ({element}) => {
       row("An epoch", h("b", {}, `${n(each)} ${each === 1 ? "step" : "steps"}`), `: ${lyco.some(data.shown, "picture")} in ${batches(data.batches)} of ${lyco.count(size)}`,
         smaller ? `, ${lyco.count(smaller)} not full` : "", accumulate > 1 ? `, ${lyco.count(accumulate)} in a step` : ""),
       row("The run", h("b", {}, `${n(data.epochs)} ${data.epochs === 1 ? "epoch" : "epochs"}`), `: ${lyco.some(data.steps, "step")}`),
+      short && data.painted.length ? row("Samples", data.every ? `every ${lyco.some(data.every, "step")}: ` : "only when asked for: ", h("span", {title: data.painted.join("\n")}, `“${data.painted[0]}”`, data.painted.length > 1 ? ` and ${lyco.count(data.painted.length - 1)} more` : null)) : [],
       data.left_out.length ? row("Not used", ...some(data.left_out.map(left), "reasons")) : []));
   };
   const look = async () => {

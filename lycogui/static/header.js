@@ -6,10 +6,10 @@ lyco.parts.header = ({element, trigger}) => {
   const base = h("button.chip", {title: "Choose the base model", onclick: () => trigger("base")});
   const device = h("button.chip", {onclick: () => details.toggleAttribute("hidden")});
   const BESIDE = {comparisons: "Painting a comparison", tools: "A tool is at work"};
-  let goal = "Train";
-  const job = h("button.chip", {title: "Go to what runs", onclick: () => goal ? lyco.tab(goal) : trigger("base")});
+  let goal = "Train", going = "";
+  const job = h("button.chip.job", {title: "Go to what runs", onclick: () => goal ? lyco.tab(goal) : trigger("base")});
   const details = h("div.popover", {hidden: true});
-  bar.append(base, device, details, h("span.grow"), h("span.offline", {}, "lycogui does not answer"), job);
+  bar.append(base, device, details, h("span.grow"), h("span.offline", {title: lyco.AGAIN, role: "status"}, "lycogui does not answer", h("small", {}, "training goes on; start it again to see it")), job);
   const meter = share => h("span.meter", {}, h("i", {style: {width: `${Math.round(100 * share)}%`}}));
 
   lyco.poll(bar, 1, async () => {
@@ -23,6 +23,8 @@ lyco.parts.header = ({element, trigger}) => {
     fill(device, d.problem ? "GPU not used" : d.name, h("small.num", {}, `${lyco.gib(used)} of ${lyco.gib(d.total)}`), meter(used / d.total));
     fill(details, h("b", {}, d.name), h("p", {}, `${lyco.gib(d.free)} of ${lyco.gib(d.total)} memory free.`), d.problem && h("p.bad", {}, d.problem));
     lyco.watchFetch(now.fetching, () => trigger("fetched"));
+    if (going && going !== now.job?.id) trigger("ended");  // what it has measured is known now
+    going = now.job?.id || "";
     const run = now.job, queue = now.waiting ? `, ${now.waiting} waiting` : "";
     const kind = now.beside.find(name => name in BESIDE), other = kind ? BESIDE[kind] : now.fetching ? "Downloading" : now.beside.length ? "Measuring" : "";
     goal = kind === "tools" && !run ? "Tools" : kind && !run ? "Compare" : now.fetching && !run ? "" : "Train";

@@ -13,9 +13,10 @@ from lycogui import dialogs
 from lycogui.guard import shown, tell
 from lycogui.page import Page, on
 from lycogui.parts import mount
+from lycogui.wording import on_screen
 from lycoris import config, following
 from lycoris.config import LEAVES
-from lycoris.errors import LycorisError
+from lycoris.errors import LycorisError, NotDownloaded
 
 EMBEDDED = LEAVES["model.base"].default
 # Named when they follow the base; the others are counted.
@@ -60,7 +61,7 @@ def connect(page: Page) -> None:
     @shown
     def recommended(values: dict[Any, Any]) -> dict[Any, Any]:
         run = form.read(values)
-        settings = following.recommended(run.model)
+        settings = following.recommended(run)
         tell(f"Set as {workspace.base(run).called} wants it: {in_words(settings)}.")
         page.keep(run)
         return form.change(run, settings)
@@ -117,8 +118,11 @@ def describe(page: Page, values: dict[Any, Any]) -> str:
         family = page.workspace.base(page.form.read(values))
         family.require_files()
     except LycorisError as error:
+        way = f"Download it here, or {error.otherwise}" if isinstance(
+            error, NotDownloaded) else error.fix
+        said = (f"<p>{html.escape(on_screen(text))}</p>" for text in (error.message, way))
         return (f"<div class='card bad' role='alert'><b>This base cannot be used</b>"
-                f"<p>{html.escape(error.message)}</p><p>{html.escape(error.fix)}</p></div>")
+                f"{''.join(said)}</div>")
     prediction = family.metadata["modelspec.prediction_type"]
     layout = "one file" if family.base.is_file() else "a folder in the diffusers layout"
     return (f"<p class='note'><b>{html.escape(family.called)}</b>, {html.escape(family.label)}, "
