@@ -30,10 +30,12 @@ def size_of(family: Family) -> dict[str, Any]:
 
 def recommended(run: Config) -> dict[str, Any]:
     """{path: value} that the base model wants in place of the defaults: what its own folder says,
-    else the size it was made for. Raises ModelFileError where it cannot be opened."""
+    else the size it was made for and what its family wants. Raises ModelFileError where it cannot
+    be opened."""
     said = config.base_settings(run.model.base, run.dataset.folder)
     if not said:
-        return size_of(families.open_chosen(run.model))
+        family = families.open_chosen(run.model)
+        return {**size_of(family), **family.defaults}
     return {path: knobs.coerce(LEAVES[path], value) for path, value in said.items()}
 
 

@@ -49,6 +49,8 @@ class Family:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     blocks: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     classes: ClassVar[Mapping[str, str]] = {}  # {class name of a bare module: its part}
+    # {path: value} that a run on it wants in place of the defaults, beside its size
+    defaults: ClassVar[Mapping[str, Any]] = {}
     clip_skips: ClassVar[bool] = True  # False: its text encoders' layer is part of what it is
 
     base: Path

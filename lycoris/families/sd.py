@@ -72,6 +72,7 @@ class StableDiffusion(Family):
         "text_encoder": "model"}
     others: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
     blocks = BLOCKS
+    defaults = {"optimizer.text_encoder_lr": 5e-5}  # beside 1e-4, as kohya's presets have it
     presets = {
         "attn-only": {"enable_conv": False, "unet_target_module": ("Attention",),
                       "text_encoder_target_module": ("CLIPAttention",)},

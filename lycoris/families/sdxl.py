@@ -48,6 +48,7 @@ class StableDiffusionXL(StableDiffusion):
     stems = {**StableDiffusion.stems, "text_encoder_2": "model"}
     others = ("tokenizer", "tokenizer_2", "scheduler")
     blocks = {**BLOCKS, "text_encoder_2": BLOCKS["text_encoder"]}
+    defaults = {"network.text_encoder": False}  # OneTrainer's presets leave both as they are
     # As SD's, but for the single layers at its ends and in its time embedding: no list of the
     # guideline's names them by their names here.
     presets = {
