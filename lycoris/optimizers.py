@@ -179,6 +179,10 @@ def warnings(run: Config) -> Iterator[Warned]:
     if row.one_rate and others:
         yield Warned(f"{row.name} has one rate for everything, so {', '.join(others)} does "
                      "nothing.", "")
+    elif run.network.text_encoder and (own.text_encoder_lr or 0) > own.lr:
+        yield Warned(f"The text encoder learns faster than all else: its rate is "
+                     f"{own.text_encoder_lr:g}, optimizer.lr {own.lr:g}.",
+                     "Lower optimizer.text_encoder_lr; half of optimizer.lr is usual.")
 
 
 def distance(optimizer: torch.optim.Optimizer) -> float:
