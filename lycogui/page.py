@@ -37,6 +37,11 @@ class Page:
         """These settings are about to be replaced; Undo on the Algorithm tab brings them back."""
         self.before[:] = [*self.before, run][-UNDONE:]
 
+    def awake(self) -> dict[Any, Any]:
+        """Updates that show what was set last time."""
+        return (self.form.write(self.workspace.config) | self["recall"]()
+                | self["recall tools"]())
+
     def load(self, run: Config) -> dict[Any, Any]:
         """Updates that show settings from elsewhere as they are, their base's included."""
         if run.model.base != self.workspace.config.model.base:

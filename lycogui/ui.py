@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
@@ -41,12 +42,24 @@ def build(workspace: Workspace) -> gr.Blocks:
                 tools.build(page)
         for tab in (base, dataset, algorithm, train, compare, tools):
             tab.connect(page)
-        on(blocks.load, lambda: page.form.write(
-            workspace.config) | page["recall"]() | page["recall tools"](),
+        # Whatever changes as the page loads comes back as events of its own, so that is little.
+        built = page.awake()
+        show(built)
+        on(blocks.load, lambda: {part: update for part, update in page.awake().items()
+                                 if update != built.get(part)} or gr.skip(),
            outputs=page.form.inputs | page["asked"] | page["tools asked"]).then(
             page["refresh"], inputs=page.form.inputs, outputs=page["shown"], **QUIET,
         ).then(None, js="() => { lyco.ready(); }")
     return blocks
+
+
+def show(updates: Mapping[Any, Any]) -> None:
+    """Build these parts as the updates have them."""
+    for part, update in updates.items():
+        given = update if isinstance(update, dict) else {"value": update}
+        for name, value in given.items():
+            if name != "__type__":
+                setattr(part, name, value)
 
 
 def launch_settings(workspace: Workspace, names: set[str]) -> dict[str, Any]:
