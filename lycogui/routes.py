@@ -26,7 +26,7 @@ from lycoris.errors import LycorisError
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("core", "chart", "range", "header", "curves", "views", "plan", "gallery", "epoch",
-           "plot", "ended", "monitor", "compare", "bars", "focus", "pace", "tools",
+           "plot", "looks", "ended", "monitor", "compare", "bars", "focus", "pace", "tools",
            "fetch", "start")
 PREFIX = "/lyco"
 Call = Callable[[Workspace, dict[str, Any]], Any]

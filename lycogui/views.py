@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -150,8 +151,10 @@ def follow(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
         "resumes": len(history.resumes), "resumed_at": [s for s in history.resumes if s],
         "points": [[s.step, s.loss, s.loss_avg, s.lr] for s in thinned(fresh, CURVE_POINTS)],
         "saves": [s.step for s in history.saves],
-        "validations": [[v.step, v.loss] for v in history.validations],
-        "by_timestep": history.validations[-1].timesteps if history.validations else {},
+        "validations": [[v.step, _number(v.loss)] for v in history.validations],
+        "looks": [{"step": v.step, "loss": _number(v.loss),
+                   "timesteps": {t: _number(loss) for t, loss in v.timesteps.items()}}
+                  for v in history.looks],
         "samples": [{"step": s.step, "index": s.index, "prompt": s.prompt, "seed": s.seed,
                      "base": s.contestant == BASE, "url": _painted_url(run, s.path)}
                     for s in history.samples],
@@ -282,7 +285,7 @@ def _run(workspace: Workspace, run: RunFolder) -> dict[str, Any]:
         "norms": {"capped": last.capped, "mean": last.norm_mean, "most": last.norm_max}
         if last and last.norm_mean is not None else None,
         "stage": {**asdict(history.stage), "name": history.stage.words} if history.stage else None,
-        "validation": history.validations[-1].loss if history.validations else None,
+        "validation": _number(history.validations[-1].loss) if history.validations else None,
         "cached": asdict(history.cached) if history.cached else None,
         "error": wording.failure(history.failed),
         "bytes": run.adapter_file.stat().st_size if run.adapter_file.is_file() else None,
@@ -298,6 +301,11 @@ def _memory(measured: events.Measured | None, shown: dict[str, Any]) -> dict[str
     context = shown.get("peak", 0) - shown.get("counted", 0)
     return {"predicted": shown.get("peak", measured.predicted),
             "memory": measured.memory + context}
+
+
+def _number(value: float) -> float | None:
+    """As JSON has it, which knows no nan."""
+    return value if math.isfinite(value) else None
 
 
 def _about(run: RunFolder) -> str:

@@ -9,36 +9,45 @@ from html import escape
 
 WIDTH, HEIGHT, STRIP = 1100, 300, 44
 LEFT, RIGHT, TOP = 56, 1088, 10
+DASHED = 'stroke-dasharray="6 4"'
 MOST = 1500  # points of a line; a longer one is thinned
 
 
 @dataclass(frozen=True)
 class Curve:
-    """`points` are (step, loss, moving mean, learning rate); nan where a value is none."""
+    """`points` are (step, loss, moving mean, learning rate), `looks` (step, loss on what is held
+    out); nan where a value is none."""
 
     name: str
     colour: str
     points: Sequence[tuple[int, float, float, float]]
+    looks: Sequence[tuple[int, float]] = ()
 
 
 def plot(curves: Sequence[Curve]) -> str:
-    """Loss over steps, each step faint and the mean bold, and the learning rate below."""
+    """Loss over steps, each step faint, the mean bold and what is held out dashed, and the learning
+    rate below."""
     last = max(10, *(curve.points[-1][0] for curve in curves))
     losses = [value for curve in curves for _, loss, mean, _ in curve.points
               for value in (loss, mean) if math.isfinite(value)]
-    means = [mean for curve in curves for _, _, mean, _ in curve.points if math.isfinite(mean)]
+    means = [mean for curve in curves for mean in (*(point[2] for point in curve.points), *(
+        loss for _, loss in curve.looks)) if math.isfinite(mean)]
+    losses += means
     low, high = (min(losses), _upper(losses, means)) if losses else (0.0, 1.0)
     parts = [_grid(last, low, high, TOP, HEIGHT)]
     for curve in curves:
-        for place, width, opacity in ((1, 1, 0.3), (2, 2, 1)):
-            line = [(p[0], min(p[place], high)) for p in curve.points if math.isfinite(p[place])]
-            parts.append(_line(line, last, (low, high), (TOP, HEIGHT), curve.colour, width,
-                               opacity))
+        drawn = (([p[:2] for p in curve.points], 1, 'opacity="0.3"'),
+                 ([(p[0], p[2]) for p in curve.points], 2, ""), (curve.looks, 1.5, DASHED))
+        for points, width, style in drawn:
+            line = [(step, min(loss, high)) for step, loss in points if math.isfinite(loss)]
+            parts.append(_line(line, last, (low, high), (TOP, HEIGHT), curve.colour,
+                               f'stroke-width="{width}" {style}'))
     most = max((p[3] for curve in curves for p in curve.points if math.isfinite(p[3])), default=0)
     top = HEIGHT + 26
     for curve in curves:
         line = [(p[0], p[3]) for p in curve.points if math.isfinite(p[3])]
-        parts.append(_line(line, last, (0, most or 1), (top, top + STRIP), curve.colour, 1.5, 0.8))
+        parts.append(_line(line, last, (0, most or 1), (top, top + STRIP), curve.colour,
+                           'stroke-width="1.5" opacity="0.8"'))
     parts.append(f'<text x="{LEFT - 8}" y="{top + STRIP - 2}" text-anchor="end">lr</text>'
                  f'<text x="{LEFT - 8}" y="{top + 8}" text-anchor="end">{most:.2g}</text>')
     return _svg("".join(parts), top + STRIP + 6, "Loss over steps: "
@@ -58,7 +67,7 @@ def difference(a: Curve, b: Curve) -> str:
     parts = [_grid(last, -reach, reach, TOP, height, 2),
              f'<line x1="{LEFT}" x2="{RIGHT}" y1="{zero}" y2="{zero}" stroke="var(--faint)"/>']
     line = [(step, max(-reach, min(reach, value))) for step, value in line]
-    parts.append(_line(line, last, (-reach, reach), (TOP, height), "", 1.5, 1))
+    parts.append(_line(line, last, (-reach, reach), (TOP, height), "", 'stroke-width="1.5"'))
     return _svg("".join(parts), height + 24, f"{a.name} minus {b.name}")
 
 
@@ -94,16 +103,18 @@ def _x(step: float, last: int) -> float:
 
 
 def _line(points: Sequence[tuple[int, float]], last: int, span: tuple[float, float],
-          box: tuple[float, float], colour: str, width: float, opacity: float) -> str:
+          box: tuple[float, float], colour: str, style: str) -> str:
     if not points:
         return ""
     (low, high), (top, bottom) = span, box
     scale = (bottom - top) / ((high - low) or 1)
-    drawn = " ".join(f"{_x(step, last):.1f},{bottom - (value - low) * scale:.1f}"
-                     for step, value in _thinned(points))
+    places = [(_x(step, last), bottom - (value - low) * scale) for step, value in _thinned(points)]
     stroke = f"var(--{colour})" if colour else "var(--ink)"
-    return (f'<polyline points="{drawn}" fill="none" stroke="{stroke}" stroke-width="{width:g}" '
-            f'opacity="{opacity:g}" stroke-linejoin="round"/>')
+    if len(places) == 1:  # no line yet
+        return f'<circle cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="3" fill="{stroke}"/>'
+    drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    return (f'<polyline points="{drawn}" fill="none" stroke="{stroke}" {style} '
+            'stroke-linejoin="round"/>')
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:

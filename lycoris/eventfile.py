@@ -38,6 +38,11 @@ def _records(run: RunFolder, pairs: list[tuple[float, events.Event]]) -> Iterato
                     number = getattr(event, name)
                     if number is not None and math.isfinite(number):
                         values += _value(tag, _float(2, number))
+            case events.Validated():
+                losses = {"val/loss": event.loss, **{
+                    f"val/loss/t{t.zfill(4)}": loss for t, loss in event.timesteps.items()}}
+                values = b"".join(_value(tag, _float(2, loss)) for tag, loss in losses.items()
+                                  if math.isfinite(loss))
             case events.Sampled():
                 values = _image(run, event)
         if values:

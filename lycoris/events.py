@@ -164,10 +164,15 @@ KINDS = {kind.__name__.lower(): kind
 
 
 def to_dict(event: Event, at: float | None = None) -> dict[str, Any]:
-    values = {key: None if isinstance(value, float) and not math.isfinite(value) else value
-              for key, value in asdict(event).items()}
+    values = {key: _written(value) for key, value in asdict(event).items()}
     stamp = time.time() if at is None else at
     return {"t": round(stamp, 3), "event": type(event).__name__.lower(), **values}
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _written(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def line(event: Event, at: float | None = None) -> str:
@@ -188,9 +193,15 @@ def parse(text: str) -> tuple[float, Event] | None:
         return None
     stamp = values.pop("t", 0.0)
     known = {field.name: str(field.type) for field in fields(kind)}
-    values = {key: math.nan if value is None and "None" not in known[key] else value
+    values = {key: _read(value) if "None" not in known[key] else value
               for key, value in values.items() if key in known}
     try:
         return stamp, kind(**values)
     except TypeError:
         return None
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _read(each) for key, each in value.items()}
+    return math.nan if value is None else value

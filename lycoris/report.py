@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -42,6 +43,7 @@ p { margin: 4px 0 } .faint, small { color: var(--faint) } .warn { color: var(--w
 table { border-collapse: collapse; width: 100% } th { text-align: left; font-weight: 600 }
 th, td { border-top: 1px solid var(--line); padding: 4px 12px 4px 0; vertical-align: top;
   overflow-wrap: anywhere } td.n { white-space: nowrap }
+.looks .n { text-align: right; padding: 4px 0 4px 12px }
 .wide { overflow-x: auto } svg { width: 100%; height: auto; display: block }
 svg text { font: 11px system-ui, sans-serif; fill: var(--faint) }
 .samples td { border: 0; padding: 0 8px 10px 0; overflow-wrap: normal } .samples img { display:
@@ -72,7 +74,8 @@ def of(runs: Sequence[RunFolder]) -> str:
     subjects = [_subject(run, colour) for run, colour in zip(runs, COLOURS, strict=False)]
     title = " and ".join(each.name for each in subjects)
     parts = [_head(subjects), _facts(subjects), _warnings(subjects), _curves(subjects),
-             *(_samples(each, len(subjects) > 1) for each in subjects), _settings(subjects)]
+             _looks(subjects), *(_samples(each, len(subjects) > 1) for each in subjects),
+             _settings(subjects)]
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width">'
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -109,6 +112,7 @@ def _facts(subjects: Sequence[Subject]) -> str:
         ("Adapter", _about), ("State", _state), ("Steps", _steps),
         ("Loss, moving mean", lambda s: f"{s.history.steps[-1].loss_avg:.4f}"
          if s.history.steps else ""),
+        ("Loss on pictures held out", _held_out),
         ("Training time", lambda s: _clock(sum(step.sec for step in s.history.steps))),
         ("Speed", _speed), ("File", _size),
         ("Parameters", lambda s: f"{s.made['parameters']:,}" if "parameters" in s.made else ""),
@@ -149,6 +153,11 @@ def _steps(subject: Subject) -> str:
     started = subject.history.started
     total = started.total_steps if started else subject.made.get("steps", 0)
     return f"{subject.history.step:,} of {total:,}"
+
+
+def _held_out(subject: Subject) -> str:
+    looks = subject.history.looks
+    return f"{looks[-1].loss:.4f}, at step {looks[-1].step:,}" if looks else ""
 
 
 def _speed(subject: Subject) -> str:
@@ -193,16 +202,44 @@ def _warnings(subjects: Sequence[Subject]) -> str:
 
 def _curves(subjects: Sequence[Subject]) -> str:
     curves = [Curve(each.name, each.colour, [(s.step, s.loss, s.loss_avg, s.lr)
-                                             for s in each.history.steps])
+                                             for s in each.history.steps],
+                    [(look.step, look.loss) for look in each.history.validations])
               for each in subjects if each.history.steps]
     if not curves:
         return ""
-    found = ("<h2>Loss</h2><p class='faint'>Faint: each step, bold: its moving mean. Below: the "
-             "learning rate.</p>" + plot(curves))
+    dashed = ", dashed: val/loss, on the pictures held out" * any(curve.looks for curve in curves)
+    found = (f"<h2>Loss</h2><p class='faint'>Faint: each step, bold: its moving mean{dashed}. "
+             "Below: the learning rate.</p>" + plot(curves))
     if len(curves) == 2:
         found += (f"<h2>Difference of the means</h2><p class='faint'>{escape(curves[0].name)} minus"
                   f" {escape(curves[1].name)}, at the same steps.</p>" + difference(*curves))
     return found
+
+
+def _looks(subjects: Sequence[Subject]) -> str:
+    """The first and the last look at what is held out, by timestep, and what changed."""
+    times = sorted({t for each in subjects for look in each.history.looks for t in look.timesteps},
+                   key=lambda t: (len(t), t))
+    rows = []
+    for each in subjects:
+        whose = f'<span class="{each.colour}">{escape(each.name)}</span>, '
+        losses = [[*(look.timesteps.get(t, math.nan) for t in times), look.loss]
+                  for look in each.history.looks]
+        lines = [(f"step {look.step:,}", [f"{loss:.4f}" for loss in found])
+                 for look, found in zip(each.history.looks, losses, strict=True)]
+        if len(losses) == 2:
+            lines.append(("change", [f"{100 * (last / (first or math.nan) - 1):+.1f} %"
+                                     for first, last in zip(*losses, strict=True)]))
+        rows += [f"<tr><th>{whose * (len(subjects) > 1)}{what}</th>" + "".join(
+            f"<td class='n'>{'–' if 'nan' in cell else cell}</td>" for cell in cells) + "</tr>"
+                 for what, cells in lines]
+    if not rows:
+        return ""
+    head = "".join(f"<th class='n'>{escape(each)}</th>" for each in (*times, "mean"))
+    return ("<h2>Loss by timestep</h2><p class='faint'>On the pictures held out, at the first look "
+            "and the last. A low timestep is nearly clean, a high one nearly noise.</p>"
+            "<div class='wide'><table class='looks'><tr><th>timestep</th>"
+            f"{head}</tr>{''.join(rows)}</table></div>")
 
 
 def _samples(subject: Subject, named: bool) -> str:

@@ -142,6 +142,11 @@ class History:
                 self.finished = event
 
     @property
+    def looks(self) -> list[events.Validated]:
+        """The first and the last at the pictures that are held out, as far as there are."""
+        return self.validations[:1] + self.validations[1:][-1:]
+
+    @property
     def stage_left(self) -> float | None:
         """Seconds until the end of what is done before or between steps, by its pace so far."""
         began, first = self.stage_began

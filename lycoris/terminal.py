@@ -59,7 +59,9 @@ class Terminal:
                 self.say(f"The cache in {event.folder} holds {mebibytes(event.bytes)} in "
                          f"{event.files} files.")
             case events.Validated():
-                self.say(f"Step {event.step}: loss {event.loss:.4f} on the pictures held out.")
+                parts = ", ".join(f"{t} {loss:.4f}" for t, loss in event.timesteps.items())
+                self.say(f"Step {event.step}: val/loss {event.loss:.4f} on the pictures held out; "
+                         f"by timestep {parts}.")
             case events.Step():
                 self._advance("training", event.step, self.total)
                 if self._bar is not None:

@@ -308,6 +308,19 @@ def test_the_total_is_that_of_the_last_start(workspace: Workspace) -> None:
     assert views.all_runs(workspace, {})["runs"][0]["total"] == 250, "plan.json still says 100"
 
 
+def test_the_first_and_the_last_look_at_what_is_held_out(workspace: Workspace) -> None:
+    run = _trained(workspace.runs_folder, "a", 5)
+    given = {"run": views.run_id(run.path)}
+    assert views.follow(workspace, given)["looks"] == []
+    for step, loss in ((0, 0.5), (2, 0.4), (4, float("nan"))):
+        run.append(events.Validated(step, loss, {"62": loss}))
+    told = views.follow(workspace, given)
+    assert told["looks"] == [{"step": 0, "loss": 0.5, "timesteps": {"62": 0.5}},
+                             {"step": 4, "loss": None, "timesteps": {"62": None}}]
+    assert told["validations"] == [[0, 0.5], [2, 0.4], [4, None]] and told["validation"] is None
+    json.dumps(told, allow_nan=False)
+
+
 def test_a_picture_painted_anew_has_another_address(workspace: Workspace) -> None:
     run = _trained(workspace.runs_folder, "a", 5)
     run.append(events.Sampled(5, 0, "samples/x.png", "a ball", 1))

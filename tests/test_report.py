@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from PIL import Image
 from lycoris import config, curves, eventfile, events, report
 from lycoris.__main__ import main
 from lycoris.runs import RunFolder
+from lycoris.terminal import Terminal
 
 NASTY = '<script src="http://evil.example/x.js">alert(1)</script> & "quotes" 🙂'
 
@@ -25,6 +27,8 @@ def made(folder: Path, name: str = "one", steps: int = 40, shift: float = 0.0) -
     for step in range(1, steps + 1):
         found.append(events.Step(step, 0.1, 1 / step + shift, 1 / step + shift, 1e-4, 1.0, 0.5,
                                  2**20))
+    for step, loss in ((0, 0.5), (10, 0.45), (20, 0.4)):
+        found.append(events.Validated(step, loss, {"62": loss - 0.25, "937": loss + 0.25}))
     Image.new("RGB", (300, 200), "red").save(found.sub("samples") / "x.png")
     found.append(events.Sampled(0, 0, "samples/x.png", NASTY, 7, "base"))
     found.append(events.Sampled(steps, 0, "samples/x.png", NASTY, 7))
@@ -64,10 +68,56 @@ def test_a_report_needs_nothing_else(tmp_path: Path) -> None:
     images = [a for tag, a in page.found if tag == "img"]
     assert len(images) == 2 and images[0]["width"] == "192" and images[0]["height"] == "128"
     for said in ("40 of 40", "0:20", "2 steps/s", "1,234", "2 MiB", "1 MiB", "a CPU", "Do this.",
-                 "network.dim", "Difference"):
+                 "network.dim",
+                 "0.4000, at step 20", "dashed: val/loss", "Difference"):
         assert (said in page.text) == (said != "Difference"), said
+    dashed = [a for tag, a in page.found if tag == "polyline" and "stroke-dasharray" in a]
+    assert len(dashed) == 1 and dashed[0]["points"].count(",") == 3
     first, rest = page.text.split("The other ")
     assert "network.dim" in first and "network.alpha" in rest and "network.dim" not in rest
+
+
+def test_the_first_and_the_last_look_are_told_by_timestep(tmp_path: Path) -> None:
+    table = re.compile(r"<table class='looks'>(.*?)</table>")
+    run = made(tmp_path)
+
+    def rows(*runs: RunFolder) -> list[list[str]]:
+        found = table.search(report.of(runs))
+        assert found is not None
+        return [[re.sub("<.*?>", "", cell) for cell in re.findall("<t[hd].*?>(.*?)</t[hd]>", row)]
+                for row in found[1].split("<tr>")[1:]]
+
+    assert rows(run) == [
+        ["timestep", "62", "937", "mean"], ["step 0", "0.2500", "0.7500", "0.5000"],
+        ["step 20", "0.1500", "0.6500", "0.4000"], ["change", "-40.0 %", "-13.3 %", "-20.0 %"]]
+    other = made(tmp_path, "two", shift=0.25)
+    other.append(events.Validated(30, float("nan"), {"62": float("nan"), "500": 0.1}))
+    assert [row[0] for row in rows(run, other)] == ["timestep", *(
+        f"{name}, {what}" for name, what in (("one", "step 0"), ("one", "step 20"),
+                                             ("one", "change"), ("two", "step 0"),
+                                             ("two", "step 30"), ("two", "change")))]
+    assert rows(run, other)[5] == ["two, step 30", "–", "0.1000", "–", "–"]
+    bare = RunFolder(tmp_path / "bare").create({"config.toml": "[train]\nsteps = 5\n"})
+    assert table.search(report.of([bare])) is None
+    bare.append(events.Step(1, 0.1, 1.0, 1.0, 1e-4, 1.0, 0.5, 1))
+    bare.append(events.Validated(1, 0.5, {"62": 0.5}))
+    text = report.of([bare])
+    assert "<circle" in text and "change" not in text, "one look is no line, and no change"
+
+
+def test_what_is_no_number_is_plain_json(tmp_path: Path) -> None:
+    said = events.line(events.Validated(3, float("nan"), {"62": float("inf"), "187": 0.5}))
+    assert '"loss": null' in said and '{"62": null, "187": 0.5}' in said
+    read = events.parse(said)
+    assert read is not None and isinstance(read[1], events.Validated)
+    assert math.isnan(read[1].loss) and math.isnan(read[1].timesteps["62"])
+
+
+def test_the_command_line_tells_each_look(capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal(False) as terminal:
+        terminal.event(events.Validated(10, 0.45, {"62": 0.2, "937": 0.7}))
+    told = capsys.readouterr().err
+    assert "Step 10: val/loss 0.4500 on the pictures held out; by timestep 62 0.2000, 937 " in told
 
 
 def test_two_runs_have_one_report_with_their_difference(tmp_path: Path) -> None:
@@ -136,8 +186,9 @@ def test_events_become_records(tmp_path: Path) -> None:
     file = eventfile.write(run, tmp_path / "board")
     assert file.parent == tmp_path / "board" / "one"
     found = records(file.read_bytes())
-    assert len(found) == 1 + 40 + 2 and b"brain.Event:2" in found[0]
+    assert len(found) == 1 + 40 + 3 + 2 and b"brain.Event:2" in found[0]
     assert b"loss/mean" in found[1] and b"\x89PNG" in found[-1]
+    assert all(tag in found[41] for tag in (b"val/loss", b"val/loss/t0062", b"val/loss/t0937"))
     assert eventfile.write(run, tmp_path / "board") == file
     assert len(list(file.parent.iterdir())) == 1
 
@@ -149,6 +200,8 @@ def test_tensorboard_reads_them(tmp_path: Path) -> None:
     losses = read.Scalars("loss")
     assert [each.step for each in losses] == list(range(1, 41))
     assert losses[3].value == pytest.approx(0.25)
+    assert [(each.step, each.value) for each in read.Scalars("val/loss/t0062")] == [
+        (0, 0.25), (10, pytest.approx(0.2)), (20, pytest.approx(0.15))]
     picture = read.Images("samples/00 base")[0]
     assert (picture.width, picture.height) == (300, 200)
 

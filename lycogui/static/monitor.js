@@ -4,15 +4,15 @@ lyco.parts.monitor = ({element, trigger}) => {
   const {h, fill} = lyco;
   const WORDS = {new: "not started", waiting: "waiting", starting: "starting", running: "running", done: "finished", stopped: "stopped", failed: "failed", crashed: "ended unexpectedly"};
   const line = h("div.run"), progress = h("div.progress", {}, h("i")), key = h("div.key"), canvas = h("canvas.loss", {role: "img", "aria-label": "Loss over steps"});
-  const tip = h("div.tip", {hidden: true}), notes = h("div.notes"), buttons = h("div.row"), strip = h("div.strip"), table = h("tbody");
+  const tip = h("div.tip", {hidden: true}), notes = h("div.notes"), buttons = h("div.row"), byTimestep = h("div", {hidden: true}), strip = h("div.strip"), table = h("tbody");
   const logText = h("pre.log"), log = h("details", {}, h("summary", {}, "Log"), logText);
   const logBox = h("label.check", {}, h("input", {type: "checkbox", onchange: event => { plot.log = event.target.checked; plot.draw(); }}), "log scale");
   const samples = h("div.pane", {}, h("p.h", {}, "Samples while training"), strip);
-  const main = h("div.pane", {}, line, progress, notes, key, h("div.chart", {}, canvas, tip), buttons, log);
+  const main = h("div.pane", {}, line, progress, notes, key, h("div.chart", {}, canvas, tip), buttons, byTimestep, log);
   const empty = h("div.pane", {}, h("div.empty", {}, h("b", {}, "No run yet"), "The settings on the left work as they are: press Train."));
   const whole = h("span.num"), list = h("div.pane", {}, h("p.h", {}, "Queue and earlier runs", whole), h("table.algos.runs", {}, table));
   fill(element.querySelector(".monitor-root"), empty, main, samples, list);
-  const plot = new lyco.Plot(canvas, tip);
+  const plot = new lyco.Plot(canvas, tip), looks = new lyco.Looks(byTimestep);
   const held = new Map();  // id -> what follow has told so far
   let runs = [], queue = [], chosen = "", beside = new Set(), drawnSamples = "", drawnRows = "", picked = false;
 
@@ -71,7 +71,7 @@ lyco.parts.monitor = ({element, trigger}) => {
     else if (run.step || run.state === "running") facts.push(h("span", {}, `step ${lyco.count(run.step)} of ${lyco.count(run.total)}`));
     if (run.pace) facts.push(h("span", {}, run.pace < 1 ? `${(1 / run.pace).toFixed(1)} steps/s` : `${run.pace.toFixed(1)} s/step`));
     if (run.loss_avg !== null) facts.push(h("span", {}, `loss ${run.loss_avg.toFixed(4)}`));
-    if (run.validation !== null) facts.push(h("span", {title: ["On the pictures that are held out. By timestep:", ...Object.entries(run.by_timestep || {}).map(([t, v]) => `${t}: ${v.toFixed(4)}`)].join("\n")}, `val/loss ${run.validation.toFixed(4)}`));
+    if (run.validation !== null) facts.push(h("span", {title: "On the pictures that are held out"}, `val/loss ${run.validation.toFixed(4)}`));
     if (run.cached && run.cached.bytes >= 2 ** 20) facts.push(h("span", {title: `${run.cached.folder}, ${lyco.count(run.cached.files)} files, of this run and of others`}, `${lyco.memory(run.cached.bytes)} in the cache`));
     if (run.measured) facts.push(h("span", {title: "The highest memory as it was predicted, and as it was; the next prediction knows"}, `${lyco.memory(run.measured.predicted)} of memory predicted, ${lyco.memory(run.measured.memory)} measured`));
     else if (run.memory) facts.push(h("span", {}, `${lyco.memory(run.memory)} memory`));
@@ -85,13 +85,14 @@ lyco.parts.monitor = ({element, trigger}) => {
     fill(notes, run.error ? h("div.card.bad", {role: "alert"}, h("b", {}, run.error.kind === "bug" ? "This is a bug in lycogui" : "The run has ended"), h("p", {}, run.error.message), h("p", {}, run.error.fix)) : null,
       run.state === "crashed" ? h("div.card.warn", {}, h("b", {}, "The engine is gone"), h("p", {}, "Its process ended without a word, after a power cut perhaps. Resume goes on from the last checkpoint; the log below has its last lines.")) : null,
       ...run.warnings.map(text => h("p.note.warn", {}, text)));
-    const paint = colours();
+    const paint = colours(), all = [...paint].map(([id, colour]) => ({...held.get(id), colour}));
     fill(key, ...[...paint].map(([id, colour]) => h("span", {title: held.get(id).name}, h("i", {style: {background: `var(${colour})`}}), held.get(id).name)),
-      h("span", {}, "Loss. Faint: each step, bold: its moving mean, dashed: on pictures held out. ● picture, ▪ checkpoint, ▲ resumed" + (paint.size === 2 ? ". Below it: A − B, the difference of the means" : "")), h("span.grow"), logBox);
+      h("span", {}, "Loss. Faint: each step, bold: its moving mean" + (all.some(one => one.validations.length) ? ", dashed: val/loss, on pictures held out" : "") + ". ● picture, ▪ checkpoint, ▲ resumed" + (paint.size === 2 ? ". Below it: A − B, the difference of the means" : "")), h("span.grow"), logBox);
     canvas.classList.toggle("two", paint.size === 2);
-    plot.show([...paint].map(([id, colour]) => {
-      const one = held.get(id), steps = [...new Set(one.samples.map(s => s.step))];
-      return {name: one.name, colour, points: one.points, validations: one.validations || [], total: one.total, marks: [
+    looks.show(all);
+    plot.show(all.map(one => {
+      const steps = [...new Set(one.samples.map(s => s.step))];
+      return {name: one.name, colour: one.colour, points: one.points, validations: one.validations, total: one.total, marks: [
         ...steps.filter(Boolean).map(step => ({step, kind: "sample"})), ...one.saves.map(step => ({step, kind: "save"})), ...one.resumed_at.map(step => ({step, kind: "resume"}))]};
     }));
     const pair = [...beside].find(id => held.has(id) && partner(run).includes(id)) || [...beside].find(id => held.has(id)) || "";

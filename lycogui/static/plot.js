@@ -80,6 +80,9 @@ lyco.Plot = class extends lyco.Chart {
     g.lineWidth = 1.5; g.setLineDash([6, 4]); g.beginPath();
     validations.forEach(([step, v], i) => { if (v !== null) i ? g.lineTo(x(step), y(v)) : g.moveTo(x(step), y(v)); });
     g.stroke(); g.setLineDash([]);
+    if (validations.length === 1 && validations[0][1] !== null) {  // no line yet
+      g.fillStyle = lyco.css(colour); g.beginPath(); g.arc(x(validations[0][0]), y(validations[0][1]), 3, 0, 7); g.fill();
+    }
   }
 
   /* The mean of the first run minus that of the second at the steps both have, A minus B for a pair; null unless there are two. */
@@ -135,9 +138,10 @@ lyco.Plot = class extends lyco.Chart {
     if (this.hover === null || this.hover < box.left || this.hover > box.right || !all.length) { tip.hidden = true; return; }
     const step = Math.round(last * (this.hover - box.left) / (box.right - box.left));
     g.strokeStyle = ink; g.globalAlpha = .6; g.beginPath(); g.moveTo(x(step), box.top); g.lineTo(x(step), box.bottom); g.stroke(); g.globalAlpha = 1;
-    const near = all.map(s => ({s, p: s.points.reduce((a, b) => Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a)}));
-    lyco.fill(tip, ...near.map(({s, p}) => lyco.h("div", {}, lyco.h("i", {style: {background: `var(${s.colour})`}}),
-      `${s.name}: step ${p[0]}, loss ${p[1]?.toFixed(4)}, mean ${p[2]?.toFixed(4)}, lr ${p[3]?.toExponential(2)}`)), ...this.apart(all, step));
+    const nearest = points => points.reduce((a, b) => Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a);
+    const near = all.map(s => ({s, p: nearest(s.points), v: s.validations?.length ? nearest(s.validations) : null}));
+    lyco.fill(tip, ...near.map(({s, p, v}) => lyco.h("div", {}, lyco.h("i", {style: {background: `var(${s.colour})`}}),
+      `${s.name}: step ${p[0]}, loss ${p[1]?.toFixed(4)}, mean ${p[2]?.toFixed(4)}, lr ${p[3]?.toExponential(2)}` + (v ? `; step ${v[0]}, val/loss ${v[1]?.toFixed(4)}` : ""))), ...this.apart(all, step));
     tip.hidden = false;
     tip.style.left = this.hover > (box.left + box.right) / 2 ? "56px" : "auto";
     tip.style.right = this.hover > (box.left + box.right) / 2 ? "auto" : "16px";
