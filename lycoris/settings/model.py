@@ -20,27 +20,27 @@ class ModelConfig:
     family: Annotated[str, Knob("Kind of model; auto reads it from the base's files. The name of "
                                 "a known model tells what it would cost, without its files.",
                                 label="Sizes for", catalogue="families")] = "auto"
-    dtype: Annotated[str, Knob("Precision the frozen base is held in; auto follows "
-                               "train.precision. int8 and nf4: its linear layers in 8 or 4 bits, "
-                               "for little memory.", choices=("auto", *DTYPES, *PACKED),
-                               label="Precision of the base")] = "auto"
+    dtype: Annotated[str, Knob(
+        "How precisely the base model is held in memory; auto: as the run computes. int8 and "
+        "nf4 hold most of it in 8 or 4 bits, for little memory.",
+        choices=("auto", *DTYPES, *PACKED), label="Precision of the base")] = "auto"
     vae: Annotated[str, Knob("Another autoencoder than the base's own: a .safetensors file or a "
                              "folder. Empty for its own.", file=True, label="VAE")] = ""
     vae_dtype: Annotated[str, Knob(
-        "auto is fp32, but for a VAE whose config says that it is safe in half precision "
-        "(force_upcast). half holds it as the rest of the base: for the fp16-fix VAE as a file.",
+        "auto is fp32, unless the VAE's own files say that half precision is safe. half is for "
+        "a VAE made for it, such as SDXL's fp16-fix as a file.",
         choices=("auto", "fp32", "half"), label="Precision of the VAE")] = "auto"
     tokenizer: Annotated[str, Knob(
         "Folder with CLIP's tokenizer, for a base of one file. Empty looks beside the file and in "
         "the Hugging Face cache.", file=True, label="Tokenizer")] = ""
     prediction_type: Annotated[str, Knob(
-        "What the model predicts. auto reads it from its files; say it where they are silent, as "
-        "those of many v-prediction models are.", choices=("auto", "epsilon", "v_prediction"),
-        label="Predicts")] = "auto"
+        "What the model was trained to predict. auto reads it from its files; many v-prediction "
+        "models do not say it there, but on their page.",
+        choices=("auto", "epsilon", "v_prediction"), label="Predicts")] = "auto"
     zero_snr: Annotated[str, Knob(
-        "The noise schedule ends in pure noise (zero terminal SNR), as NoobAI's v-prediction model "
-        "was trained. auto reads it from the model's files.", choices=("auto", "on", "off"),
-        label="Zero terminal SNR")] = "auto"
-    clip_skip: Annotated[int, Knob("Layer of the text encoder that is read, counted from the last. "
-                                   "Anime models of SD 1.x want 2; SDXL has its own.", 1, 12,
-                                   label="Clip skip")] = 1
+        "On for models that were trained to start from pure noise (zero terminal SNR), such as "
+        "NoobAI's v-prediction model. auto reads it from the model's files.",
+        choices=("auto", "on", "off"), label="Zero terminal SNR")] = "auto"
+    clip_skip: Annotated[int, Knob(
+        "Which layer of the text encoder is read, counted from the last. Anime models of SD 1.x "
+        "want 2; SDXL has its own.", 1, 12, label="Clip skip")] = 1

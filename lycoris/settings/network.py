@@ -27,29 +27,36 @@ class NetworkConfig:
     text_encoder: Annotated[bool, Knob("Train the text encoder too.")] = True
     options: Annotated[dict[str, Any], Knob("The algorithm's own settings.")] = field(
         default_factory=dict)
-    train_norm: Annotated[bool, Knob("Train the normalisation layers of the chosen blocks too; "
-                                     "seldom needed.", label="Normalisation layers")] = False
-    dora_wd: Annotated[bool, Knob("Learn each row's length apart from its direction: nearer to "
-                                  "full training, slower.", label="DoRA")] = False
-    wd_on_output: Annotated[bool, Knob("DoRA: lengths per output row; off: per input "
-                                       "column.", label="DoRA by output row")] = True
-    dora_detach: Annotated[bool, Knob("DoRA: no gradient through the length of W + dW, as in its "
-                                      "paper; off: through it, as LyCORIS does.",
-                                      label="DoRA norm detached")] = True
-    rs_lora: Annotated[bool, Knob("Rank-stabilised scale: alpha / sqrt(dim) instead of "
-                                  "alpha / dim.", label="rsLoRA")] = False
-    init: Annotated[str, Knob("Start values: default; orthogonal; pissa (LoRA only: begins as the "
-                              "weight's leading directions, learns faster, file of twice the dim).",
-                              choices=("default", "orthogonal", "pissa"), label="Start values")] = (
+    train_norm: Annotated[bool, Knob(
+        "Train the normalisation layers of the chosen blocks too; seldom needed.",
+        label="Normalisation layers")] = False
+    dora_wd: Annotated[bool, Knob(
+        "DoRA: learn the length and the direction of weights apart. Nearer to full training, "
+        "slower.", label="DoRA")] = False
+    wd_on_output: Annotated[bool, Knob(
+        "DoRA: one length for each output of a layer; off: one for each input, as A1111 reads "
+        "it.", label="DoRA by output row")] = True
+    dora_detach: Annotated[bool, Knob(
+        "DoRA: hold the lengths still while a step is worked out, as in its paper; off: as "
+        "LyCORIS does it.", label="DoRA norm detached")] = True
+    rs_lora: Annotated[bool, Knob(
+        "Scale by alpha / sqrt(dim) instead of alpha / dim (rank-stabilised), so that a large "
+        "dim learns as fast as a small one.", label="rsLoRA")] = False
+    init: Annotated[str, Knob(
+        "How the adapter begins: default; orthogonal; or pissa (LoRA only), which learns faster "
+        "and makes a file of twice the dim.",
+        choices=("default", "orthogonal", "pissa"), label="Start values")] = (
         "default")
-    use_scalar: Annotated[bool, Knob("Learn one scale per layer, starting at zero.",
-                                     label="Trained scalar")] = False
-    dropout: Annotated[float, Knob("Share of the adapter's outputs dropped while training.",
-                                   0, 0.95, 0.05)] = 0.0
-    rank_dropout: Annotated[float, Knob("Share of the ranks dropped while training.",
-                                        0, 0.95, 0.05)] = 0.0
-    module_dropout: Annotated[float, Knob("Chance that a layer's adapter sits out a step.",
-                                          0, 0.95, 0.05)] = 0.0
+    use_scalar: Annotated[bool, Knob(
+        "Also learn how strong each layer's change is, from zero on; seldom needed.",
+        label="Trained scalar")] = False
+    dropout: Annotated[float, Knob(
+        "Share of the adapter's outputs switched off at random in each step, against learning "
+        "by heart.", 0, 0.95, 0.05)] = 0.0
+    rank_dropout: Annotated[float, Knob(
+        "Share of the adapter's ranks switched off at random in each step.", 0, 0.95, 0.05)] = 0.0
+    module_dropout: Annotated[float, Knob(
+        "Chance that a layer's adapter is switched off for a step.", 0, 0.95, 0.05)] = 0.0
     rules: Annotated[tuple[dict[str, Any], ...], Knob(
         "Exceptions, one a line, the first that matches a layer counts: match = \"*attn2*\", "
         "dim = 4. Also algo, alpha, lr, options, exclude = true.",
