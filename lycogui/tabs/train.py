@@ -119,12 +119,15 @@ def connect(page: Page) -> None:
 def marks(form: Form, values: dict[Any, Any], extra: Callable[[Config], None]) -> list[Any]:
     """What is wrong, on its fields; on the base only that it is, for the panel around that field
     says why, and so does the card beside the button."""
-    found = form.validate(values, extra)
+    def worded(path: str, mark: dict[str, Any]) -> dict[str, Any]:
+        if mark["is_valid"]:
+            return mark
+        brief = path == "model.base"
+        return gr.validate(False, "No run can start on it." if brief else on_screen(
+            mark["message"]))
+
     order = sorted(form.widgets, key=lambda path: form.widgets[path]._id)
-    base = order.index("model.base")
-    if not found[base]["is_valid"]:
-        found[base] = gr.validate(False, "It cannot be trained on.")
-    return found
+    return list(map(worded, order, form.validate(values, extra)))
 
 
 def next_name(run: Config) -> Any:
@@ -201,5 +204,5 @@ def _is_free(run: Config, name: str) -> bool:
 
 def _name_taken(run: Config) -> None:
     if run.output.name and not _is_free(run, run.output.name):
-        raise ConfigError({"output.name": f"there is already a run called {run.output.name}; "
+        raise ConfigError({"output.name": f"There is already a run called {run.output.name}; "
                            f"{_counted_up(run)} is free, or leave the name empty"})
