@@ -8,7 +8,7 @@ lyco.parts.epoch = ({element}) => {
   const folder = ({folder, kind, pictures, repeats: [low, high], shown, weight}) => h("span.piece", {title: folder}, h("b", {}, last(folder)), kind === "validation" ? ` ${lyco.count(pictures)} held out`
     : ` ${lyco.count(pictures)} × ${low === high ? low : `${low} to ${high}`} = ${lyco.count(shown)}${kind === "regularisation" ? ", regularisation" : ""}${weight === 1 ? "" : `, weight ${weight}`}`);
   const bucket = one => h("span.piece", {title: `${lyco.some(one.pictures, "picture")}, shown ${lyco.some(one.shown, "time")} in an epoch`}, `${px(one)}: ${lyco.count(one.shown)} in ${batches(one.batches)}`,
-    one.rest ? `, the last with ${one.rest}` : null);
+    !one.rest ? null : one.batches > 1 ? `, the last with ${one.rest}` : `, ${one.rest} of ${data.batch_size} places taken`);
   const some = (pieces, what) => pieces.length <= MOST + 1 || open ? pieces : [...pieces.slice(0, MOST), h("button.link", {onclick: () => { open = true; draw(); }}, `and ${lyco.count(pieces.length - MOST)} more ${what}`)];
   const left = ({why, count, names}) => h("span.piece.warn", {title: names.join(", ")}, `${count > 2 ? `${names[0]} and ${lyco.count(count - 1)} more` : names.join(" and ")}: ${why}`);
 
