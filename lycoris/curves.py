@@ -10,6 +10,7 @@ from html import escape
 WIDTH, HEIGHT, STRIP = 1100, 300, 44
 LEFT, RIGHT, TOP = 56, 1088, 10
 DASHED = 'stroke-dasharray="6 4"'
+MARKS = 40  # for losses above what is drawn
 MOST = 1500  # points of a line; a longer one is thinned
 
 
@@ -42,14 +43,15 @@ def plot(curves: Sequence[Curve]) -> str:
             line = [(step, min(loss, high)) for step, loss in points if math.isfinite(loss)]
             parts.append(_line(line, last, (low, high), (TOP, HEIGHT), curve.colour,
                                f'stroke-width="{width}" {style}'))
+    parts += [_beyond(curve, last, high) for curve in curves]
     most = max((p[3] for curve in curves for p in curve.points if math.isfinite(p[3])), default=0)
-    top = HEIGHT + 26
+    top = HEIGHT + 40
     for curve in curves:
         line = [(p[0], p[3]) for p in curve.points if math.isfinite(p[3])]
         parts.append(_line(line, last, (0, most or 1), (top, top + STRIP), curve.colour,
                            'stroke-width="1.5" opacity="0.8"'))
-    parts.append(f'<text x="{LEFT - 8}" y="{top + STRIP - 2}" text-anchor="end">lr</text>'
-                 f'<text x="{LEFT - 8}" y="{top + 8}" text-anchor="end">{most:.2g}</text>')
+    parts.append(f'<text x="{LEFT}" y="{top - 6}">learning rate, at most {most:.3g}</text>'
+                 f'<text x="{LEFT - 8}" y="{HEIGHT + 16}" text-anchor="end">step</text>')
     return _svg("".join(parts), top + STRIP + 6, "Loss over steps: "
                 + ", ".join(curve.name for curve in curves))
 
@@ -75,7 +77,19 @@ def _upper(losses: Sequence[float], means: Sequence[float]) -> float:
     """The highest value that is shown: a few steps far above all others would press those flat."""
     ranked = sorted(losses)
     usual = ranked[min(len(ranked) - 1, int(len(ranked) * 0.995))]
-    return max(usual, max(means, default=usual)) or 1.0
+    shown = max(usual, max(means, default=usual)) or 1.0
+    return next(value for value in reversed(ranked) if value <= 2 * shown)
+
+
+def _beyond(curve: Curve, last: int, high: float) -> str:
+    """A mark at the upper edge for each step whose loss lies above it, the highest ones; its value
+    is in the title."""
+    above = sorted((point for point in curve.points if high < point[1] < math.inf),
+                   key=lambda point: -point[1])[:MARKS]
+    return "".join(
+        f'<path d="M{_x(step, last) - 4:.1f} {TOP + 1} h8 l-4 -7 z" fill="var(--{curve.colour})">'
+        f"<title>{escape(curve.name)}, step {step:,}: {loss:.4g}</title></path>"
+        for step, loss, _, _ in above)
 
 
 def _svg(inner: str, height: float, label: str) -> str:
@@ -85,17 +99,25 @@ def _svg(inner: str, height: float, label: str) -> str:
 
 def _grid(last: int, low: float, high: float, top: float, bottom: float, lines: int = 4) -> str:
     parts = []
-    for number in range(lines + 1):
-        share = number / lines
-        y, value = bottom - share * (bottom - top), low + share * (high - low)
+    for value in _ticks(low, high, lines):
+        y = bottom - (value - low) / ((high - low) or 1) * (bottom - top)
         parts.append(f'<line x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
                      f'stroke="var(--line)"/><text x="{LEFT - 8}" y="{y + 4:.1f}" '
                      f'text-anchor="end">{value:.3g}</text>')
-    for number in range(6):
-        step = round(last * number / 5)
+    for step in _ticks(0, last, 6):
+        at_end = step > 0.97 * last  # its number would be cut off
         parts.append(f'<text x="{_x(step, last):.1f}" y="{bottom + 16:.1f}" '
-                     f'text-anchor="{"end" if number == 5 else "middle"}">{step:,}</text>')
+                     f'text-anchor="{"end" if at_end else "middle"}">{step:,g}</text>')
     return "".join(parts)
+
+
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    """About so many round numbers: 1, 2 or 5 times a power of ten apart."""
+    raw = ((high - low) or 1) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]
 
 
 def _x(step: float, last: int) -> float:

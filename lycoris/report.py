@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -109,18 +110,17 @@ def _head(subjects: Sequence[Subject]) -> str:
 
 def _facts(subjects: Sequence[Subject]) -> str:
     rows: list[tuple[str, Callable[[Subject], str]]] = [
-        ("Adapter", _about), ("State", _state), ("Steps", _steps),
+        ("Begun", _begun), ("Base model", _base), ("Pictures", _pictures),
+        ("Adapter", _about), ("State", _state), ("Steps done", _steps),
         ("Loss, moving mean", lambda s: f"{s.history.steps[-1].loss_avg:.4f}"
          if s.history.steps else ""),
         ("Loss on pictures held out", _held_out),
         ("Training time", lambda s: _clock(sum(step.sec for step in s.history.steps))),
         ("Speed", _speed), ("File", _size),
         ("Parameters", lambda s: f"{s.made['parameters']:,}" if "parameters" in s.made else ""),
-        ("Memory predicted", lambda s: _bytes(s.history.measured.predicted)
-         if s.history.measured else ""),
+        ("Memory predicted", _predicted),
         ("Memory measured", _memory), ("Device", lambda s: s.history.started.device
-                                       if s.history.started else ""),
-        ("Pictures", lambda s: str(s.made.get("pictures", "")))]
+                                       if s.history.started else "")]
     return _table(subjects, [(escape(label), [escape(told(each)) for each in subjects])
                              for label, told in rows])
 
@@ -132,6 +132,23 @@ def _table(subjects: Sequence[Subject], rows: Sequence[tuple[str, Sequence[str]]
     body = "".join(f"<tr><td>{label}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
                    for label, cells in rows if any(cells))
     return f"<table>{head}{body}</table>" if body else ""
+
+
+def _begun(subject: Subject) -> str:
+    at = subject.history.started_at
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) if at else ""
+
+
+def _base(subject: Subject) -> str:
+    return subject.settings.model.base if subject.settings else ""
+
+
+def _pictures(subject: Subject) -> str:
+    """How many, and where from."""
+    count = str(subject.made.get("pictures", ""))
+    if subject.settings is None:
+        return count
+    return f"{count} in {subject.settings.dataset.folder}".removeprefix(" in ")
 
 
 def _about(subject: Subject) -> str:
@@ -175,10 +192,19 @@ def _size(subject: Subject) -> str:
     return f"{size / 2**20:.2f} MiB, {size:,} bytes"
 
 
+def _predicted(subject: Subject) -> str:
+    """As it was shown before the run, with what earlier runs had taught."""
+    measured = subject.history.measured
+    if measured is None:
+        return ""
+    return _bytes(subject.made.get("memory", {}).get("peak", measured.predicted))
+
+
 def _memory(subject: Subject) -> str:
-    history = subject.history
+    """With a card's context where the prediction has it."""
+    history, shown = subject.history, subject.made.get("memory", {})
     if history.measured:
-        return _bytes(history.measured.memory)
+        return _bytes(history.measured.memory + shown.get("peak", 0) - shown.get("counted", 0))
     return _bytes(history.steps[-1].memory) if history.steps else ""
 
 

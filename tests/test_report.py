@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def test_a_report_needs_nothing_else(tmp_path: Path) -> None:
     images = [a for tag, a in page.found if tag == "img"]
     assert len(images) == 2 and images[0]["width"] == "192" and images[0]["height"] == "128"
     for said in ("40 of 40", "0:20", "2 steps/s", "1,234", "2 MiB", "1 MiB", "a CPU", "Do this.",
-                 "network.dim",
+                 "network.dim", "Base model", "assets/tiny-sd", "5 in assets/datasets/zorb",
+                 "Steps done", time.strftime("%Y-%m-%d"),
                  "0.4000, at step 20", "dashed: val/loss", "Difference"):
         assert (said in page.text) == (said != "Difference"), said
     dashed = [a for tag, a in page.found if tag == "polyline" and "stroke-dasharray" in a]
@@ -138,6 +140,15 @@ def test_the_difference_is_at_the_same_steps() -> None:
     assert len(points) == 50 and {y for _, y in points} == {float(curves.TOP)}
     far = curves.Curve("c", "b", [(500, 0.5, 0.5, 0.1)])
     assert "no step in common" in curves.difference(a, far)
+
+
+def test_axes_are_round_and_what_lies_beyond_is_marked() -> None:
+    assert curves._ticks(0.13, 0.71, 4) == [0.2, 0.4, 0.6] and curves._ticks(0, 300, 6) == [
+        0, 50, 100, 150, 200, 250, 300]
+    points = [(step, 0.5 + step / 1000, 0.5, 1e-4) for step in range(1, 401)]
+    points[6] = (7, 90.0, 0.5, 1e-4)
+    drawn = curves.plot([curves.Curve("a", "a", points)])
+    assert drawn.count("<path") == 1 and "<title>a, step 7: 90</title>" in drawn
 
 
 def test_long_curves_and_values_that_are_no_numbers(tmp_path: Path) -> None:
