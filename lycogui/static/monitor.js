@@ -10,7 +10,8 @@ lyco.parts.monitor = ({element, trigger}) => {
   const samples = h("div.pane", {}, h("p.h", {}, "Samples while training"), strip);
   const main = h("div.pane", {}, line, progress, notes, key, h("div.chart", {}, canvas, tip), buttons, byTimestep, log);
   const empty = h("div.pane", {}, h("div.empty", {}, h("b", {}, "No run yet"), "The settings on the left work as they are: press Train."));
-  const whole = h("span.num"), list = h("div.pane", {}, h("p.h", {}, "Queue and earlier runs", whole), h("table.algos.runs", {}, table));
+  const whole = h("span.num"), list = h("div.pane", {}, h("p.h", {}, "Queue and earlier runs", whole), h("table.algos.runs", {}, h("thead", {}, h("tr", {}, h("th", {}, "Run"), h("th", {}, "State"), h("th.n", {}, "Step"),
+    h("th.n", {title: "Its moving mean at the last step"}, "Loss"), h("th.n", {title: "The file that training has made"}, "Adapter"), h("th.n", {title: "The whole folder: states, checkpoints, pictures, adapter"}, "On the disk"), h("th"))), table));
   fill(element.querySelector(".monitor-root"), empty, main, samples, list);
   const plot = new lyco.Plot(canvas, tip), looks = new lyco.Looks(byTimestep);
   const held = new Map();  // id -> what follow has told so far
@@ -25,6 +26,8 @@ lyco.parts.monitor = ({element, trigger}) => {
   };
   const button = (text, action, title = "") => h("button.button", {onclick: action, title}, text);
   const more = run => button("Continue …", () => asked(lyco.extend(run, look)), "With more steps, other samples or checkpoints");
+  /* After the loss has left all bounds, going on as before would lead there again. */
+  const lower = run => button("Continue with a lower learning rate …", () => asked(lyco.extend(run, look, {"optimizer.lr": rate => +(rate / 3).toPrecision(2)})), "From the last checkpoint; the dialog begins with a third of the rate");
   const asked = dialog => dialog.catch(error => lyco.toast(error.message, "bad"));
   const actions = run => ({
     running: run.stopping ? [run.stopping.cancels ? button(`Leave out ${run.stopping.cancels}`, () => say(run, "cancel"), "Ends at once, without writing it; the adapter and the state are saved") : null].filter(Boolean) : [button("Stop and save", () => say(run, "stop")), run.paused ? button("Resume", () => say(run, "resume")) : button("Pause", () => say(run, "pause"), "Holds between two steps; what it has loaded stays in memory"),
@@ -32,7 +35,7 @@ lyco.parts.monitor = ({element, trigger}) => {
     starting: [button("Stop", () => say(run, "stop"))],
     waiting: [button("Take out of the queue", () => say(run, "withdraw"))],
     stopped: [button("Resume", () => say(run, "resume")), more(run)], crashed: [button("Resume", () => say(run, "resume")), more(run)],
-    failed: [button("Resume", () => say(run, "resume"), "Goes on from the last checkpoint"), more(run)], new: [button("Start", () => say(run, "resume"))], done: [more(run)],
+    failed: run.error?.lower_rate ? [lower(run)] : [button("Resume", () => say(run, "resume"), "Goes on from the last checkpoint"), more(run)], new: [button("Start", () => say(run, "resume"))], done: [more(run)],
   }[run.state] || []);
 
   /* Blue is A and orange is B: a pair's own sides first, then the order on screen. */
@@ -73,21 +76,22 @@ lyco.parts.monitor = ({element, trigger}) => {
     if (run.loss_avg !== null) facts.push(h("span", {}, `loss ${run.loss_avg.toFixed(4)}`));
     if (run.validation !== null) facts.push(h("span", {title: "On the pictures that are held out"}, `val/loss ${run.validation.toFixed(4)}`));
     if (run.cached && run.cached.bytes >= 2 ** 20) facts.push(h("span", {title: `${run.cached.folder}, ${lyco.count(run.cached.files)} files, of this run and of others`}, `${lyco.memory(run.cached.bytes)} in the cache`));
-    if (run.measured) facts.push(h("span", {title: "The highest memory as it was predicted, and as it was; the next prediction knows"}, `${lyco.memory(run.measured.predicted)} of memory predicted, ${lyco.memory(run.measured.memory)} measured`));
-    else if (run.memory) facts.push(h("span", {}, `${lyco.memory(run.memory)} memory`));
+    if (run.measured) facts.push(h("span", {title: "The highest memory of the run as it was predicted before it, and as it was; the next prediction knows"}, `${lyco.memory(run.measured.predicted)} of memory predicted, ${lyco.memory(run.measured.memory)} measured`));
+    else if (run.memory) facts.push(run.on_card ? h("span", {title: "The highest so far that PyTorch has taken on the card"}, `${lyco.memory(run.memory)} of memory on the card`)
+      : h("span", {title: "The highest so far of the whole process, Python and its libraries included. The prediction, and what is measured at the end, are of the run alone."}, `${lyco.memory(run.memory)} of memory in the whole process`));
     if (run.norms) facts.push(h("span", {title: "Frobenius norms of the layers' scaled changes; max norm shrinks the longest"},
       `norms ${run.norms.mean.toPrecision(2)} mean, ${run.norms.most.toPrecision(2)} most, ${run.norms.capped} layers shrunk`));
     facts.push(run.state === "running" ? run.left !== null && !run.paused && h("span", {}, `${lyco.time(run.left)} left`) : run.seconds ? h("span", {}, `${lyco.time(run.seconds)} of training`) : null);
-    if (run.bytes) facts.push(h("span", {title: `${lyco.count(run.bytes)} bytes`}, lyco.mib(run.bytes)));
+    if (run.bytes) facts.push(h("span", {title: `The adapter: ${lyco.count(run.bytes)} bytes`}, `file ${lyco.mib(run.bytes)}`));
     fill(line, ...facts);
     progress.firstChild.style.width = `${100 * done}%`;
-    progress.classList.toggle("still", run.state !== "running" || run.paused);
+    progress.classList.toggle("still", run.state !== "running" && run.state !== "done" || run.paused);
     fill(notes, run.error ? h("div.card.bad", {role: "alert"}, h("b", {}, run.error.kind === "bug" ? "This is a bug in lycogui" : "The run has ended"), h("p", {}, run.error.message), h("p", {}, run.error.fix)) : null,
       run.state === "crashed" ? h("div.card.warn", {}, h("b", {}, "The engine is gone"), h("p", {}, "Its process ended without a word, after a power cut perhaps. Resume goes on from the last checkpoint; the log below has its last lines.")) : null,
       ...run.warnings.map(text => h("p.note.warn", {}, text)));
     const paint = colours(), all = [...paint].map(([id, colour]) => ({...held.get(id), colour}));
     fill(key, ...[...paint].map(([id, colour]) => h("span", {title: held.get(id).name}, h("i", {style: {background: `var(${colour})`}}), held.get(id).name)),
-      h("span", {}, "Loss. Faint: each step, bold: its moving mean" + (all.some(one => one.validations.length) ? ", dashed: val/loss, on pictures held out" : "") + ". ● picture, ▪ checkpoint, ▲ resumed" + (paint.size === 2 ? ". Below it: A − B, the difference of the means" : "")), h("span.grow"), logBox);
+      h("span.what", {}, "Faint: each step, bold: its moving mean" + (all.some(one => one.validations.length) ? ", dashed: on pictures held out" : "") + ". ● picture ▪ checkpoint ▲ resumed" + (paint.size === 2 ? ". A − B: the difference of the means" : "")), h("span.grow"), logBox);
     canvas.classList.toggle("two", paint.size === 2);
     looks.show(all);
     plot.show(all.map(one => {
@@ -104,10 +108,19 @@ lyco.parts.monitor = ({element, trigger}) => {
         button("Load into the form", () => trigger("settings", {run: run.folder}), "Writes every setting of this run into the form"),
         run.bytes ? button("New run from it", () => trigger("proceed", {adapter: run.folder}), "A new run that starts as this adapter: fills the form") : null,
         ["running", "starting", "waiting"].includes(run.state) ? null : button("Delete …", () => asked(lyco.deleteRun(run, look)), "Its folder, after a question"));
+      if (buttons.dataset.text && picking !== run.id) rest();
       buttons.dataset.text = text;
     }
+    if (picking === run.id) picking = "";
     logText.textContent = run.log || "Nothing in it.";
     drawStrip(run);
+  };
+  /* Other buttons have come under the pointer by themselves: the second of two quick clicks is not meant for them. */
+  let resting = 0;
+  const rest = () => {
+    buttons.inert = true;
+    clearTimeout(resting);
+    resting = setTimeout(() => { buttons.inert = false; }, 1000);
   };
   const drawStrip = run => {
     const now = run.id + run.samples.map(s => s.url).join();
@@ -132,18 +145,25 @@ lyco.parts.monitor = ({element, trigger}) => {
   const word = run => run.paused && run.state === "running" ? "paused" : WORDS[run.state] || run.state;
   const row = run => {
     const place = queue.indexOf(run.id);
-    return h(run.id === chosen ? "tr.on" : "tr", {onclick: () => { chosen = run.id; picked = true; beside = new Set(partner(run)); look(); }, tabIndex: 0,
+    return h(run.id === chosen ? "tr.on" : "tr", {onclick: () => pick(run), tabIndex: 0,
       "data-key": run.id,
       onkeydown: event => event.key === "Enter" && event.target === event.currentTarget && event.currentTarget.click()},
-      h("td", {title: run.folder}, h("b", {}, run.name)), h("td.note", {}, run.about),
+      h("td", {title: run.folder}, h("b", {}, run.name), h("div.note", {}, run.about)),
       h("td", {title: short(run)}, h(`span.state.${run.paused ? "paused" : run.state}`, {}, place >= 0 ? `waiting, number ${place + 1}` : word(run))),
       h("td.n", {}, `${lyco.count(run.step)} / ${lyco.count(run.total)}`), h("td.n", {}, run.loss_avg === null ? "" : run.loss_avg.toFixed(4)),
-      h("td.n", {title: run.bytes ? "Its adapter" : ""}, run.bytes ? lyco.mib(run.bytes) : ""),
-      h("td.n.note", {title: "The whole folder: states, checkpoints, pictures, adapter"}, `${lyco.memory(run.disk)} on disk`),
+      h("td.n", {title: run.bytes ? `${lyco.count(run.bytes)} bytes` : ""}, run.bytes ? lyco.mib(run.bytes) : ""),
+      h("td.n.note", {}, lyco.memory(run.disk)),
       h("td", {}, place < 0 || queue.length < 2 ? null : h("span.moves", {}, mover(run, "up", "▲", "Earlier", place === 0), mover(run, "down", "▼", "Later", place === queue.length - 1)),
         run.id === chosen || run.loss_avg === null ? null : h("button", {"data-key": `${run.id} curve`, title: "Draw its curve over the other", onclick: event => {
         event.stopPropagation(); beside.has(run.id) ? beside.delete(run.id) : beside.add(run.id); look();
       }}, beside.has(run.id) ? "hide curve" : "show curve")));
+  };
+  /* A run of the table on screen, with its curve in sight. */
+  let picking = "";
+  const pick = async run => {
+    chosen = picking = run.id; picked = true; beside = new Set(partner(run));
+    await look();
+    if (main.getBoundingClientRect().top < 0) main.scrollIntoView({behavior: "smooth"});
   };
   const mover = (run, what, sign, text, disabled) => h("button", {"data-key": `${run.id} ${what}`, disabled, title: `${text} in the queue`, "aria-label": `${run.name}: ${text.toLowerCase()} in the queue`,
     onclick: event => { event.stopPropagation(); say(run, what); }}, sign);

@@ -15,7 +15,7 @@ lyco.Plot = class extends lyco.Chart {
     if (!paper) return;
     const {g, W, H, ink, line} = paper;
     const all = this.series.filter(s => s.points.length), apart = this.difference(all);
-    const box = {left: 48, right: W - 12, top: 8, bottom: H - 62 - (apart ? 74 : 0)}, rate = {top: H - 44, bottom: H - 22};
+    const box = {left: 48, right: W - 12, top: 20, bottom: H - 76 - (apart ? 74 : 0)}, rate = {top: H - 44, bottom: H - 22};
     const last = Math.max(10, ...this.series.map(s => s.total || 0), ...all.map(s => s.points.at(-1)[0]));
     const [low, high] = this.range(all);
     const x = step => box.left + (box.right - box.left) * step / last;
@@ -24,7 +24,7 @@ lyco.Plot = class extends lyco.Chart {
     this.grid(g, {x, y, box, low, high, last, ink, line, rate});
     for (const one of all) this.curve(g, one, {x, y: v => Math.max(box.top, y(v))});
     if (apart) this.strip(g, apart, {x, box: {...box, top: box.bottom + 24, bottom: box.bottom + 74}, ink, line});
-    this.rates(g, all, {x, rate, ink});
+    this.rates(g, all, {x, rate, ink, left: box.left});
     this.marks(g, {x, box});
     this.tell(g, all, {x, y, box, last, ink});
   }
@@ -54,7 +54,7 @@ lyco.Plot = class extends lyco.Chart {
     this.levels(g, values.filter(v => v >= low && v <= high), {...box, y, ink, line, gap: 8});
     const step = Math.max(1, this.round(last, 6));
     for (let s = 0; s <= last; s += step) { g.textAlign = s + step > last ? "right" : "center"; g.fillText(lyco.count(s), x(s), rate.bottom + 16); }
-    g.textAlign = "right"; g.fillText("lr", box.left - 8, rate.bottom - 6);
+    g.textAlign = "right"; g.fillText("step", box.left - 8, rate.bottom + 16); g.fillText("loss", box.left - 8, box.top - 9);
     if (this.series.every(s => !s.points.length)) { g.textAlign = "center"; g.fillText("No step yet", (box.left + box.right) / 2, (box.top + box.bottom) / 2); }
   }
 
@@ -105,8 +105,10 @@ lyco.Plot = class extends lyco.Chart {
     g.textBaseline = "alphabetic";
   }
 
-  rates(g, all, {x, rate}) {
+  rates(g, all, {x, rate, ink, left}) {
     const most = Math.max(1e-12, ...all.map(s => Math.max(...s.points.map(p => p[3] || 0))));
+    g.fillStyle = ink; g.textAlign = "left";
+    if (all.length) g.fillText(`learning rate, at most ${+most.toPrecision(3)}`, left, rate.top - 6);
     for (const {points, colour} of all) {
       g.strokeStyle = lyco.css(colour); g.lineWidth = 1.5; g.globalAlpha = .8; g.beginPath();
       points.forEach(([step, , , lr], i) => { const py = rate.bottom - (rate.bottom - rate.top) * lr / most; i ? g.lineTo(x(step), py) : g.moveTo(x(step), py); });
