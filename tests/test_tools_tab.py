@@ -21,7 +21,7 @@ from lycogui.panel import Panel
 from lycogui.tabs import compare, tools
 from lycogui.toolbox import TOOLS, Convert, Extract, Inspect, Merge, Resize, Task
 from lycogui.workspace import Workspace, run_id
-from lycoris import arguments, config, events, knobs
+from lycoris import arguments, config, events, knobs, metadata
 from lycoris.adapterfile import write
 from lycoris.contestants import Contestant
 from lycoris.errors import AdapterError, ConfigError, RunError
@@ -308,6 +308,19 @@ def test_a_preset_comes_with_its_recipe(workspace: Workspace, settings: Callable
     assert found.network.preset == "face" and said.startswith("Its preset of layers is face")
     assert (tmp_path / "presets" / "face.toml").read_text() == text
     assert workspace.enqueue(found) == "one"
+
+
+def test_a_run_of_ones_own_is_trained_again_where_it_was(
+        workspace: Workspace, settings: Callable[..., Config], tmp_path: Path) -> None:
+    """Its adapter tells no whole paths, its folder does."""
+    run = settings()
+    made = RunFolder(tmp_path / "elsewhere" / "one").create({"config.toml": config.dump(run)})
+    told = json.loads(json.dumps(asdict(config.build(metadata.shared(run)))))
+    for file, whole in ((made.adapter_file, True), (tmp_path / "one.safetensors", False)):
+        name = finish(job(workspace, f"{whole}"), {"settings": told, "file": str(file), "rows": []})
+        found, _ = toolwork.from_recipe(workspace, name)
+        assert (found.dataset, found.model) == (run.dataset, run.model) if whole else (
+            found.dataset.folder == "pictures" and "does not exist" in toolwork.for_form(found)[1])
 
 
 def test_made_adapters_are_known_like_runs(workspace: Workspace, trained: Path) -> None:
