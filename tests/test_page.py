@@ -174,6 +174,7 @@ def test_the_epoch_is_counted_and_follows_settings_and_files(workspace: Workspac
     found = views.epoch(workspace, {})
     assert (found["shown"], found["batches"], found["smaller"], found["epochs"]) == (5, 3, 1, 2)
     assert [(b["shown"], b["batches"], b["rest"]) for b in found["buckets"]] == [(5, 3, 1)]
+    assert found["painted"] == ["a ball"] and found["every"] == 0
     run = workspace.config
     (pictures / "6.gif").write_bytes(b"GIF")
     workspace.remember(knobs.replace(run, {"dataset.repeats": 2}))
@@ -319,6 +320,20 @@ def test_the_first_and_the_last_look_at_what_is_held_out(workspace: Workspace) -
                              {"step": 4, "loss": None, "timesteps": {"62": None}}]
     assert told["validations"] == [[0, 0.5], [2, 0.4], [4, None]] and told["validation"] is None
     json.dumps(told, allow_nan=False)
+
+
+@pytest.mark.parametrize(("shown", "said"), [
+    ({}, (200, 150)), ({"device": "cpu", "peak": 180, "counted": 180}, (180, 150)),
+    ({"device": "cuda", "peak": 700, "counted": 180}, (700, 670))])
+def test_the_memory_that_was_predicted_is_the_one_that_was_shown(
+        workspace: Workspace, shown: dict[str, Any], said: tuple[int, int]) -> None:
+    """Before the run, with what earlier ones had taught and with a card's context."""
+    run = _trained(workspace.runs_folder, "a", 5)
+    (run.path / "plan.json").write_text(json.dumps({"memory": shown}))
+    run.append(events.Measured(200, 150, 2.0))
+    found = views.follow(workspace, {"run": views.run_id(run.path)})
+    assert tuple(found["measured"].values()) == said
+    assert found["on_card"] == (shown.get("device") == "cuda")
 
 
 def test_a_picture_painted_anew_has_another_address(workspace: Workspace) -> None:
