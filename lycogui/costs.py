@@ -5,13 +5,16 @@ Each view is a function of what is on screen; only the one that is open is worke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lycogui import speed
+from lycogui.describing import in_short, layers_of, plain, said_of, settings_of
 from lycogui.form import labelled
 from lycogui.pair import Pair
+from lycogui.wording import on_screen
 from lycogui.workspace import Workspace
 from lycoris import (
     advice,
@@ -21,7 +24,6 @@ from lycoris import (
     devices,
     disk,
     guideline,
-    knobs,
     known,
     machine,
     memory,
@@ -31,9 +33,11 @@ from lycoris import (
     runpresets,
 )
 from lycoris.config import LEAVES
+from lycoris.data.folder import Dataset
 from lycoris.errors import ConfigError, LycorisError
+from lycoris.families import Family
 from lycoris.plan import Plan
-from lycoris.settings import Config, NetworkConfig
+from lycoris.settings import Config
 
 MIB = 2**20
 KIN = {"sd15": "sd15", "sd21": "sd15", "sdxl": "sdxl"}  # {known model: whose presets suit it}
@@ -54,15 +58,12 @@ class Asked:
         """What was kept, as far as it still means something."""
         found = cls(**{name: type(getattr(cls, name))(value) for name, value in kept.items()
                        if name in ("view", "goal", "budget", "form", "preset")})
-        return found if found.view in VIEWS else cls()
+        return replace(found, budget=max(0.0, found.budget)) if found.view in VIEWS else cls()
 
 
 def card(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
     """The plan as the page draws it, with the view that is open."""
     sizes, dataset, run = made.sizes, made.dataset, made.config
-    parts = " and ".join(
-        f"{group.parameters:,} in {group.modules} layers of the {memory.PARTS.get(part, part)}"
-        for part, group in sizes.parts.items())
     return {
         "model": made.family.title, "by_name": made.family.known is not None,
         "side": run.dataset.resolution,
@@ -72,8 +73,9 @@ def card(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
         "steps": run.train.steps, "epochs": f"{made.epoch.epochs:.4g}",
         "pictures": len(dataset.learned) if dataset else 0,
         "batches": made.epoch.batches, "smaller": made.epoch.smaller,
-        "buckets": len(set(made.buckets)), "parts": f"{parts}.", "preset": made.selection.taken,
-        "notes": [f"{w.text} {w.fix}".strip() for w in made.warnings],
+        "batch": run.train.batch_size, "buckets": len(set(made.buckets)),
+        "trained": layers_of(made), "reminder": advice.batch_moved(run),
+        "notes": [on_screen(f"{w.text} {w.fix}".strip()) for w in made.warnings],
         "view": asked.view, "data": VIEWS[asked.view](workspace, made, asked),
     }
 
@@ -81,10 +83,15 @@ def card(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
 def peak(workspace: Workspace, made: Plan) -> dict[str, Any]:
     """The most memory the run will have in use, beside what is free now."""
     device = workspace.device
-    facts = devices.look(device)
-    found = memory.predict(made, device.type, correction=machine.correction(made, facts.name))
+    facts, found = devices.look(device), predicted(workspace, made)
     return {"peak": found.peak, "missing": found.missing, "free": facts.free,
             "device": "GPU" if device.type != "cpu" else "computer"}
+
+
+def predicted(workspace: Workspace, made: Plan) -> memory.Memory:
+    """On this device, as far as it is known by what it has measured."""
+    name = devices.look(workspace.device).name
+    return memory.predict(made, workspace.device.type, correction=machine.correction(made, name))
 
 
 def written(made: Plan) -> dict[str, int]:
@@ -129,13 +136,22 @@ def dims(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
 
 def budget(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
     """Every algorithm's largest file under a limit."""
-    limit = asked.budget or round(made.sizes.file_bytes_with_metadata / MIB + 0.005, 2)
+    own = made.sizes.file_bytes_with_metadata
+    limit = asked.budget or math.ceil(own / MIB * 100) / 100  # such that it fits itself
     fits = choose.budget(made.config, made.family, round(limit * MIB), made.dataset)
-    return {"limit": limit, "caveat": guideline.CAVEAT, "aspects": list(guideline.ASPECTS.values()),
-            "fits": [{**fit.data(), "changed": _plain(fit.changed),
-                      "settings": in_short(fit.run.network) if fit.run else "",
-                      "symbols": list(fit.column.symbols.values()) if fit.column else None}
-                     for fit in fits]}
+    return {"limit": limit, "own": not asked.budget, "bytes": own, "caveat": guideline.CAVEAT,
+            "aspects": list(guideline.ASPECTS.values()),
+            "fits": [_fitting(workspace, made.config, fit) for fit in fits]}
+
+
+def _fitting(workspace: Workspace, run: Config, fit: choose.Fit) -> dict[str, Any]:
+    found = {**fit.data(), "changed": plain(fit.changed),
+             "symbols": list(fit.column.symbols.values()) if fit.column else None}
+    if fit.run is None or fit.plan is None:
+        return {**found, "settings": "", "problem": on_screen(fit.problem)}
+    settings = [in_short(fit.run.network, run.network), fit.note]
+    return {**found, "settings": "; ".join(filter(None, settings)),
+            "memory": 0 if fit.problem else predicted(workspace, fit.plan).peak}
 
 
 def needs(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
@@ -146,8 +162,10 @@ def needs(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
     found = memory.predict(made, device.type, correction=share)
     saved, enough = relief.savings(made, device.type, free=facts.free, correction=share)
     return {**found.data(), "free": facts.free, "total": facts.total, "name": facts.name,
+            "at": f"at batch size {made.config.train.batch_size}, "
+                  f"{made.config.dataset.resolution} px",
             "enough": enough, "savings": [
-                {"values": _plain(s.values), "text": s.text, "bytes": s.bytes, "peak": s.peak}
+                {"values": plain(s.values), "text": s.text, "bytes": s.bytes, "peak": s.peak}
                 for s in saved]}
 
 
@@ -158,23 +176,28 @@ def goals(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
                              "now": made.sizes.file_bytes_with_metadata}
     if asked.goal in advice.GOALS:
         told = advice.advise(made.config, made.family, asked.goal, made.dataset)
-        found["suggestions"] = [{**each.data(), "changes": _plain(each.changes)}
+        found["suggestions"] = [{**each.data(), "changes": plain(each.changes)}
                                 for each in told.suggestions]
     return found
 
 
 def presets(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
+    return presets_for(workspace, made.family, made.dataset, asked)
+
+
+def presets_for(workspace: Workspace, family: Family | None, dataset: Dataset | None,
+                asked: Asked) -> dict[str, Any]:
     """The presets of whole runs, those for this base and card first, and what the chosen one would
-    change."""
+    change in the settings that were last read."""
     run = workspace.config  # a plan by name is at its model's own resolution
-    kin = KIN.get(known.like(made.family.layers), "")
+    kin = KIN.get(known.like(family.layers), "") if family else ""
     size = runpresets.card(devices.look(workspace.device).total)
     if workspace.device.type == "cpu":
         size = 0  # none is for it
     every = sorted(runpresets.catalogue().values(),
                    key=lambda one: (one.family != kin, one.memory != size))
     found: dict[str, Any] = {
-        "preset": asked.preset, "base": made.family.title if kin else "", "size": size,
+        "preset": asked.preset, "base": family.title if family and kin else "", "size": size,
         "presets": [{"name": one.name, "title": one.title, "text": one.text,
                      "purpose": one.purpose, "own": one.family == kin,
                      "fits": one.family == kin and one.memory == size} for one in every]}
@@ -182,30 +205,14 @@ def presets(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
         one = runpresets.find(asked.preset)
         then = runpresets.applied(run, one)
         after = plan.make(replace(then, model=replace(then.model, family=one.family)),
-                          dataset=made.dataset, need_dataset=False)
+                          dataset=dataset, need_dataset=False)
         changed = runpresets.changes(run, one)
         found |= {"text": one.text, "values": {path: new for path, (_, new) in changed.items()},
                   "for": {"title": known.find(one.family).label, "memory": one.memory,
                           "peak": memory.predict(after, "cuda").peak},
-                  "changes": [[_called(path), _said_of(path, old), _said_of(path, new)]
+                  "changes": [[LEAVES[path].label, said_of(path, old), said_of(path, new)]
                               for path, (old, new) in changed.items()]}
     return found
-
-
-def _called(path: str) -> str:
-    """A setting's label, with its section where another has the same: Steps (train)."""
-    label, section = LEAVES[path].label, path.partition(".")[0]
-    shared = sum(leaf.label == label for leaf in LEAVES.values()) > 1
-    return f"{label} ({section})" if shared else label
-
-
-def _said_of(path: str, value: Any) -> str:
-    """A setting's value as a person reads it."""
-    if value is None:
-        return LEAVES[path].knob.none
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_said(each)}" for key, each in value.items()) or "none"
-    return _said(value)
 
 
 def pair(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
@@ -215,7 +222,7 @@ def pair(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
     for side in held.sides:
         said: dict[str, Any] = {"label": algorithms.catalogue()[side.network.algo].label,
                                 "settings": in_short(side.network), "own": side.own,
-                                "values": _settings(side.network)}
+                                "values": settings_of(side.network)}
         try:
             planned = replace(made, config=replace(made.config, network=side.network))
             one = plan.make(planned.config, family=made.family, dataset=made.dataset,
@@ -249,55 +256,26 @@ def share(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
     return {"form": form, "text": written.text, "unsaid": list(written.unsaid)}
 
 
+def without_plan(workspace: Workspace, asked: Asked) -> Any:
+    """What a view shows of settings that make no plan; None for one that needs it."""
+    if asked.view == "share":
+        return {"form": asked.form, "text": None, "unsaid": []}
+    if asked.view != "presets":
+        return None
+    try:
+        family = workspace.family(workspace.config)
+    except LycorisError:
+        family = None
+    try:
+        dataset = workspace.pictures(workspace.config)
+    except LycorisError:
+        dataset = None
+    return presets_for(workspace, family, dataset, asked)
+
+
 VIEWS: Mapping[str, Callable[[Workspace, Plan, Asked], Any]] = {
     "layers": layers, "dims": dims, "budget": budget, "needs": needs, "advice": goals,
     "pair": pair, "share": share, "presets": presets}
-
-
-def in_short(network: NetworkConfig) -> str:
-    """ "dim 8, alpha 4, factor 16": what the algorithm uses of the settings."""
-    entry = algorithms.catalogue()[network.algo]
-    own = knobs.leaves(entry.Options)
-    parts = [f"dim {network.dim}"] * entry.has_dim + [f"alpha {network.alpha:.4g}"] * entry.scaled
-    for name, value in network.options.items():
-        label = own[name].label.lower() if name in own else name
-        if value is not False:
-            parts.append(label if value is True else f"{label} {value}")
-    return ", ".join(parts) or "no dim"
-
-
-def _settings(network: NetworkConfig) -> dict[str, str]:
-    """{label: value} of a network's settings as a person reads them, for the two beside each
-    other."""
-    found = {"Algorithm": algorithms.catalogue()[network.algo].label}
-    for path, leaf in LEAVES.items():
-        head, name = path.split(".")
-        if head != "network" or path in ("network.algo", "network.options"):
-            continue
-        value = getattr(network, name)
-        found[leaf.label] = _said(leaf.knob.none if value is None else value)
-    for name, leaf in knobs.leaves(algorithms.catalogue()[network.algo].Options).items():
-        found[leaf.label] = _said(network.options.get(name, leaf.default))
-    return found
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return f"{len(value)}" if isinstance(value, tuple) else str(value)
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON takes them; a whole network by its paths."""
-    found: dict[str, Any] = {}
-    for path, value in values.items():
-        if isinstance(value, NetworkConfig):
-            found |= {f"{path}.{name}": each for name, each in vars(value).items()}
-        else:
-            found[path] = value
-    return found
 
 
 def applied(run: Config, values: Mapping[str, Any]) -> Config:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gradio as gr
@@ -62,19 +62,14 @@ class Form:
         """The config that the widgets show; ConfigError lists every bad value."""
         problems: dict[str, str] = {}
         found: dict[str, Any] = {}
-        options: dict[str, dict[str, Any]] = {}
         for path, widget in self.widgets.items():
-            value = values[widget]
             if path.startswith(f"{OPTIONS}."):
-                name, _, algo = path.removeprefix(f"{OPTIONS}.").partition("@")
-                if value != self._option_default(algo, name):
-                    options.setdefault(algo, {})[name] = value
                 continue
             try:
-                found[path] = from_widget(LEAVES[path], value)
+                found[path] = from_widget(LEAVES[path], values[widget])
             except ValueError as error:
                 problems[path] = f"{path} {error}"
-        found[OPTIONS] = options.get(str(found.get("network.algo")), {})
+        found[OPTIONS] = self.options(values).get(str(found.get("network.algo")), {})
         try:
             built = config.build({p: v for p, v in found.items() if p not in problems})
         except ConfigError as error:
@@ -83,15 +78,36 @@ class Form:
             raise ConfigError(problems)
         return built
 
-    def write(self, run: Config) -> dict[gr.components.Component, Any]:
-        """Updates that make the widgets show a config."""
-        updates: dict[gr.components.Component, Any] = {}
+    def options(self, values: Mapping[gr.components.Component, Any]) -> dict[str, dict[str, Any]]:
+        """{algorithm: its own settings} of all, also of those that are not chosen; what is at its
+        default is left out."""
+        found: dict[str, dict[str, Any]] = {}
+        for algo, name, widget in self._options():
+            if values[widget] != self._option_default(algo, name):
+                found.setdefault(algo, {})[name] = values[widget]
+        return found
+
+    def restore(self, options: Mapping[str, Mapping[str, Any]],
+                ) -> dict[gr.components.Component, Any]:
+        """Updates that show what `options` once read."""
+        return {widget: gr.update(value=options.get(algo, {}).get(
+            name, self._option_default(algo, name))) for algo, name, widget in self._options()}
+
+    def _options(self) -> Iterator[tuple[str, str, gr.components.Component]]:
+        """(algorithm, name, widget) of every algorithm's own settings."""
         for path, widget in self.widgets.items():
             if path.startswith(f"{OPTIONS}."):
                 name, _, algo = path.removeprefix(f"{OPTIONS}.").partition("@")
-                if algo == run.network.algo:
-                    updates[widget] = gr.update(value=run.network.options.get(
-                        name, self._option_default(algo, name)))
+                yield algo, name, widget
+
+    def write(self, run: Config) -> dict[gr.components.Component, Any]:
+        """Updates that make the widgets show a config; other algorithms keep their own settings.
+        """
+        updates: dict[gr.components.Component, Any] = {
+            widget: gr.update(value=run.network.options.get(name, self._option_default(algo, name)))
+            for algo, name, widget in self._options() if algo == run.network.algo}
+        for path, widget in self.widgets.items():
+            if path.startswith(f"{OPTIONS}."):
                 continue
             leaf = LEAVES[path]
             fresh = {"choices": _choices(leaf)} if _is_open(leaf) else {}

@@ -32,6 +32,8 @@ DISTANCES = {"l2": "L2, squared", "l1": "L1, absolute", "huber": "Huber",
 TIMESTEPS = {"uniform": "all alike", "cosmap": "the middle, cosmap", "detail": "detail: low ones",
              "composition": "composition: high"}
 
+TABS = {"folder": "Dataset", "algorithm": "Algorithm", "train": "Train", "compare": "Compare"}
+
 SECTIONS: dict[str, tuple[Place, ...]] = {
     "base": (Place("model.base"), Place("model.dtype"),
              Place("model.vae"), Place("model.vae_dtype"), Place("model.tokenizer"),
@@ -137,3 +139,12 @@ SECTIONS: dict[str, tuple[Place, ...]] = {
         Place("sample.height"), Place("sample.embeddings"),
     ),
 }
+
+
+def tab_of(path: str) -> str:
+    """The tab where a setting stands; empty for those of the base model's panel, above the tabs."""
+    if path == "network.options":  # each algorithm's own, beside its other settings
+        return TABS["algorithm"]
+    section = next(name for name, places in SECTIONS.items()
+                   if any(place.path == path for place in places))
+    return TABS.get(section.partition(" ")[0], "")

@@ -61,8 +61,8 @@ def expected(workspace: Workspace, made: Plan) -> dict[str, Any]:
     if found is None or known is None:
         return {"known": False, "going": going}
     return {"known": True, "going": going, "seconds": found.seconds, "low": found.low,
-            "high": found.high, "source": found.source, "without": list(found.without),
-            "ago": max(0.0, time.time() - known.at)}
+            "high": found.high, "per_second": known.per_second, "source": found.source,
+            "without": list(found.without), "ago": max(0.0, time.time() - known.at)}
 
 
 def _latest(workspace: Workspace) -> RunFolder | None:

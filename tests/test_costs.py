@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from lycogui import costs, pair
+from lycogui import costs, describing, pair
 from lycogui.costs import Asked
-from lycogui.tabs import train
+from lycogui.tabs import algorithm, train
 from lycogui.workspace import Workspace
-from lycoris import advice, algorithms, config, knobs, plan, runpresets
+from lycoris import advice, algorithms, choose, config, knobs, plan, runpresets, units
 from lycoris.errors import ConfigError
 from lycoris.settings import Config
 
@@ -54,7 +54,41 @@ def test_what_fits_can_be_used(workspace: Workspace) -> None:
             continue
         run = costs.applied(workspace.config, fit["changed"])
         assert workspace.plan(run).sizes.file_bytes_with_metadata == fit["file_bytes"] <= limit
+        assert fit["memory"] == costs.predicted(workspace, workspace.plan(run)).peak
     assert sum(not fit["problem"] for fit in found["fits"]) >= 3
+
+
+def test_what_fits_follows_the_file_on_screen_until_a_limit_is_set(workspace: Workspace) -> None:
+    run = knobs.replace(workspace.config, {"network.dim": 5})
+    found = shown(workspace, "budget", run)
+    assert found["own"] and 0 <= found["limit"] * 2**20 - found["bytes"] < 0.02 * 2**20
+    assert not shown(workspace, "budget", run, budget=2.5)["own"]
+    assert Asked.of({"view": "budget", "budget": -5}).budget == 0, "the page refuses it in words"
+
+
+def test_other_layers_are_named_where_a_size_needs_them(workspace: Workspace) -> None:
+    """Native training has one size on each preset alone."""
+    fits = {fit["algo"]: fit for fit in shown(workspace, "budget", budget=0.08)["fits"]}
+    moved = [fit for fit in fits.values() if "network.preset" in fit["changed"]]
+    assert moved and all(f"layers {fit['changed']['network.preset']}" in fit["settings"]
+                         for fit in moved)
+    assert all("layers" not in fit["settings"] for fit in fits.values() if fit not in moved)
+
+
+def test_numbers_are_written_out(workspace: Workspace) -> None:
+    network = knobs.replace(workspace.config, {"network.alpha": 70_000.0}).network
+    assert "alpha 70000" in describing.in_short(network)
+    assert describing.said_of("dataset.resolution", 64) == "64 px"
+    assert describing.said_of("sample.every", 50) == "50 steps"
+    assert describing.said_of("network.algo", "lora") == "LoRA"
+
+
+def test_a_match_far_off_is_told_in_the_sizes_of_the_screen(workspace: Workspace) -> None:
+    run = knobs.replace(workspace.config, {"network.dim": 64})
+    found = choose.match(run, "ia3", workspace.family(run))
+    made = workspace.plan(run)
+    told = algorithm.compared(workspace, run, found)
+    assert found.far and units.size(made.sizes.file_bytes_with_metadata) in told
 
 
 def test_the_memory_adds_up_and_what_lowers_it_does(workspace: Workspace) -> None:
@@ -130,7 +164,7 @@ def test_presets_for_the_base_come_first_and_apply_what_they_show(workspace: Wor
     then = costs.applied(run, found["values"])
     assert then == runpresets.applied(run, runpresets.find("person-sdxl-12gb"))
     assert ["Dim", str(run.network.dim), "32"] in found["changes"]
-    assert {"Steps (train)", "Steps (sample)"} <= {name for name, *_ in found["changes"]}
+    assert {"Steps", "Sampling steps"} <= {name for name, *_ in found["changes"]}
     workspace.remember(then)
     assert not shown(workspace, "presets", then, preset="person-sdxl-12gb")["changes"]
 

@@ -21,6 +21,7 @@ from lycogui import costs, ui, views
 from lycogui import pictures as page_pictures
 from lycogui.form import Form
 from lycogui.layout import SECTIONS
+from lycogui.page import Page
 from lycogui.tabs import algorithm, compare, dataset
 from lycogui.workspace import Workspace
 from lycoris import algorithms, choose, config, contestants, events, knobs, plan
@@ -387,13 +388,18 @@ def test_a_stop_while_files_are_written_is_shown_and_can_leave_out_the_model(
 def test_the_plan_card(workspace: Workspace) -> None:
     found = costs.card(workspace, workspace.plan(workspace.config), costs.Asked())
     assert found["bytes"] == plan.make(workspace.config).sizes.file_bytes_with_metadata
-    assert found["preset"].startswith("Of the layers full takes 83 of 83 in the UNet, 12 of 12 ")
+    assert found["trained"]["said"] == (
+        "Layers “full”: all 83 of the UNet and all 12 of the text encoder.")
+    assert ["residual blocks", 29, "ResnetBlock2D"] in found["trained"]["kinds"]
+    assert found["trained"]["parts"][0].endswith(" parameters in 83 layers of the UNet")
     rows = {row["algo"]: row for row in found["data"]}
     assert list(rows) == list(algorithms.catalogue())
     assert [row["on"] for row in rows.values()].count(True) == 1
     assert rows["lora"]["settings"] == "dim 2, alpha 2" and rows["full"]["settings"] == "no dim"
     assert rows["loha"]["equal"] and not rows["lora"]["equal"]
-    assert "multiple of its block size" in rows["dylora"]["problem"], "2 is none of 4"
+    assert rows["dylora"]["problem"] == (
+        "Dim is 2: DyLoRA's must be a multiple of its block size, 4; set it to 4, or change the "
+        "block size")
     assert "problem" not in rows["loha"] and rows["loha"]["bytes"] == plan.make(knobs.replace(
         workspace.config, {"network.algo": "loha"})).sizes.file_bytes_with_metadata
     json.dumps(found)
@@ -405,12 +411,47 @@ def test_an_impossible_dim_has_a_way_out(workspace: Workspace,
     workspace.remember(run)
     with pytest.raises(ConfigError) as caught:
         workspace.plan(run)
-    found = algorithm.impossible(workspace, run, caught.value)
-    assert found["dim"] == 8 and len(found["problems"]) == 1
+    page = Page(workspace, Form(run))
+    found = algorithm.impossible(page, run, caught.value)
+    assert found["dim"] == 8 and [(each["field"], each["tab"]) for each in found["problems"]] == [
+        ("network.dim", "Algorithm")]
     assert [row["algo"] for row in found["data"] if "problem" in row and row["on"]] == ["dylora"]
     workspace.plan(knobs.replace(run, {"network.dim": found["dim"]}))
     other = ConfigError({"network.rules": "nonsense"})
-    assert algorithm.impossible(workspace, run, other) == {"problems": ["nonsense"]}
+    assert algorithm.impossible(page, run, other) == {
+        "problems": [{"text": "nonsense", "field": "network.rules", "tab": "Algorithm"}],
+        "undo": "", "view": "layers", "data": None}
+
+
+@pytest.mark.parametrize(("problem", "tab"), [
+    ("train.batch_size", "Train"), ("dataset.folder", "Dataset"), ("sample.steps", "Compare"),
+    ("network.options", "Algorithm"), ("model.base", ""), ("dataset.resolution", "Train")])
+def test_what_cannot_be_used_leads_to_its_field(workspace: Workspace, problem: str,
+                                                tab: str) -> None:
+    page = Page(workspace, Form(workspace.config))
+    found = algorithm.refused(page, ConfigError({problem: f"{problem} is wrong"}))
+    assert found["problems"][0]["field"] == problem and found["problems"][0]["tab"] == tab
+    assert problem not in found["problems"][0]["text"], "by its label"
+
+
+def test_views_that_need_no_plan_are_there_without_one(workspace: Workspace) -> None:
+    page = Page(workspace, Form(workspace.config))
+    page.keep(workspace.config)
+    for view, data in (("presets", "presets"), ("share", "form")):
+        workspace.keep(algorithm.KEPT, {"view": view})
+        found = algorithm.refused(page, ConfigError({"network.dim": "network.dim is empty"}))
+        assert data in found["data"] and found["view"] == view and found["undo"]
+        json.dumps(found)
+
+
+def test_undo_brings_back_the_options_of_every_algorithm(form: Form) -> None:
+    """LoKr's factor was changed while LoRA was on screen, by a match that is undone."""
+    values = shown(form, config.load())
+    before = form.options(values)
+    factor = form.widgets["network.options.factor@lokr"]
+    values |= {factor: 6}
+    assert form.options(values) == {**before, "lokr": {"factor": 6}}
+    assert form.restore(before)[factor]["value"] == factor.value
 
 
 @pytest.mark.parametrize(("algo", "off"), [
@@ -548,7 +589,7 @@ def test_a_preset_that_takes_nothing_says_what_there_is(
     run = settings(f"network.preset={file}")
     with pytest.raises(ConfigError) as caught:
         workspace.plan(run)
-    found = algorithm.impossible(workspace, run, caught.value)
-    assert found["problems"] == ["Layers: the preset odd takes no layer of this model: nothing "
-                                 "matched ResnetBlock3D."]
+    found = algorithm.impossible(Page(workspace, Form(run)), run, caught.value)
+    assert [each["text"] for each in found["problems"]] == [
+        "Layers: the preset odd takes no layer of this model: nothing matched ResnetBlock3D."]
     assert "has the classes Transformer2DModel, " in found["fix"]

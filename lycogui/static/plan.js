@@ -1,66 +1,113 @@
-/* The plan: four figures, the notes, and below them one of several views (views.js). */
+/* The plan: four figures, the notes, and below them one of several views (views.js). While something is worked out, what
+   stands there is pale; so is what is of the last settings that could be used, when those on screen cannot. */
 lyco.parts.plan = ({element, props, trigger, watch}) => {
   const {h, fill} = lyco;
-  const root = element.querySelector(".plan-root"), body = h("div.view"), figures = h("div.pane");
+  const root = element.querySelector(".plan-root"), body = h("div.view"), figures = h("div.pane.figures", {hidden: true});
+  const wrong = h("div.pane.problems", {role: "alert", hidden: true}), mark = h("style");
+  const ask = (what, given) => { root.classList.add("waits"); trigger(what, given); };
+  lyco.counted = () => { root.classList.remove("waits"); wanted = ""; if (props.value) choose(props.value.view); };  // or refused, which was told
   const figure = (value, unit, line, look = "") => h("div", {}, h(`div.v${look}`, {}, value, unit && h("small", {}, ` ${unit}`)), h("div.l.num", {}, line));
-  const undo = h("button.link", {onclick: () => trigger("undo")}, "Undo");
-  const tabs = lyco.VIEWS.map(([view, label]) => h("button", {role: "tab", onclick: () => { wanted = view; trigger("look", {asked: {view}}); }}, label));
-  const pane = h("div.pane", {}, h("div.above", {}, h("div.views", {role: "tablist", "aria-label": "What to see"}, ...tabs), undo), body);
-  const time = lyco.timeFigure(trigger);
+  const undo = h("button.link", {onclick: () => ask("undo")}, "Undo");
+  const choose = view => tabs.forEach((tab, i) => {
+    const on = lyco.VIEWS[i][0] === view;
+    tab.classList.toggle("on", on);
+    tab.setAttribute("aria-selected", String(on));
+  });
+  const tabs = lyco.VIEWS.map(([view, label]) => h("button", {role: "tab", onclick: () => { wanted = view; choose(view); ask("look", {asked: {view}}); }}, label));
+  const pane = h("div.pane", {}, h("div.above", {}, h("div.views", {role: "tablist", "aria-label": "What to see"}, ...tabs), h("span.note.busy", {role: "status"}, "counting …"), undo), body);
+  const time = lyco.timeFigure(ask), trained = lyco.trained();
   let shown = "", wanted = "";
 
   const above = plan => {
+    choose(plan.view);
     tabs.forEach((tab, i) => {
-      const on = lyco.VIEWS[i][0] === plan.view;
-      tab.classList.toggle("on", on);
-      tab.setAttribute("aria-selected", String(on));
+      tab.disabled = !!plan.problems && !["presets", "share"].includes(lyco.VIEWS[i][0]);
+      tab.title = tab.disabled ? "Needs settings that can be used" : "";
     });
     undo.hidden = !plan.undo;
     undo.title = plan.undo ? `Back to ${plan.undo}` : "";
   };
 
-  const memory = ({peak, free, missing, device}) => {
-    const over = peak > free;
-    return figure(...lyco.memory(peak).split(" "), `${missing ? "of memory at least" : "peak memory"}, ${lyco.memory(free)} free on this ${device}`, over ? ".warn" : "");
-  };
+  const memory = ({memory: {peak, free, missing, device}, batch, side}) => figure(...lyco.size(peak).split(" "),
+    `${missing ? "of memory at least" : "peak memory"} at batch size ${lyco.count(batch)}, ${lyco.count(side)} px; ${lyco.size(free)} free on this ${device}`, peak > free ? ".warn" : "");
 
   const head = plan => {
     time.show(plan);
+    trained.show(plan.trained);
+    figures.hidden = false;
     fill(figures, h("div.plan", {},
-    figure(lyco.count(plan.parameters), "", `parameters in ${lyco.some(plan.layers, "layer")}`),
-    figure((plan.bytes / 2 ** 20).toFixed(2), "MiB", `${plan.dtype} file, exactly ${lyco.count(plan.bytes)} bytes`),
-    memory(plan.memory), time.box),
+      figure(lyco.count(plan.parameters), "", `parameters in ${lyco.some(plan.layers, "layer")}`),
+      figure(...lyco.size(plan.bytes).split(" "), `${plan.dtype} file, exactly ${lyco.count(plan.bytes)} bytes`),
+      memory(plan), time.box),
     plan.by_name ? h("p.note", {}, h("b", {}, plan.model), ` by name alone, at ${plan.side} px. To train it, choose such a model as the base.`) : null,
-    h("p.note", {}, plan.parts), h("p.note", {}, plan.preset), ...plan.notes.map(text => h("p.note.warn", {}, text)),
-      plan.disk.lacking ? h("p.note.warn", {}, `The run would write ${lyco.memory(plan.disk.bytes)}, and ${lyco.memory(plan.disk.free)} are free on that disk.`) : null);
+    trained.box, plan.reminder ? h("p.note", {}, plan.reminder) : null, ...plan.notes.map(text => h("p.note.warn", {}, text)),
+    plan.disk.lacking ? h("p.note.warn", {}, `The run would write ${lyco.size(plan.disk.bytes)}, and ${lyco.size(plan.disk.free)} are free on that disk: ${lyco.size(plan.disk.lacking)} too little.`) : null);
   };
 
-  const others = plan => {
-    const table = h("div.view");
-    lyco.views.layers(table, plan.data, {plan, trigger});
-    return table;
+  /* What is wrong, and the way to the field that it is about, whichever tab that is on. */
+  const told = ({problems, fix, dim}) => fill(wrong, h("b", {}, "These settings cannot be used"),
+    ...problems.map(({text, field, tab}) => h("p", {}, /[.!?]$/.test(text) ? text : `${text}.`, field && h("span.note", {}, tab ? ` On the tab ${tab}. ` : " In the panel of the base model. "),
+      field && h("button.link", {onclick: () => lyco.goTo(field, tab)}, "Show the field"))),
+    fix ? h("p.note", {}, fix) : null,
+    dim ? h("div.row", {}, h("button.button", {onclick: () => ask("dim", {dim})}, `Set dim to ${dim}`), h("span.note", {}, "The nearest that is possible on every layer.")) : null,
+    figures.hidden ? null : h("p.note", {}, "What is pale below is of the last settings that could be used."));
+
+  const see = plan => {
+    if (shown !== plan.view) fill(body);
+    lyco.views[plan.view](body, plan.data, {plan, trigger: ask, fresh: shown !== plan.view});
+    shown = plan.view;
   };
 
   const draw = () => {
     const plan = props.value;
     if (!plan) return fill(root, h("p.note", {}, "Working it out"));
-    if (plan.problems) {
-      shown = "";
-      return fill(root, h("div.pane.problems", {role: "alert"}, h("b", {}, "These settings cannot be used"),
-        ...plan.problems.map(text => h("p", {}, text)), plan.fix ? h("p.note", {}, plan.fix) : null,
-        plan.dim ? h("div.row", {}, h("button.button", {onclick: () => trigger("dim", {dim: plan.dim})}, `Set dim to ${plan.dim}`), h("span.note", {}, "The nearest that is possible on every layer.")) : null),
-        plan.data ? h("div.pane", {}, others(plan)) : null);
-    }
-    head(plan);
+    const bad = plan.problems || [];
+    wrong.hidden = !plan.problems;
+    figures.classList.toggle("past", !!plan.problems);
+    body.classList.toggle("past", !!plan.problems && !plan.data);
+    mark.textContent = bad.filter(({field}) => field).map(({field}) => `.gradio-container .pane [id="${field}"] :is(input, textarea) { box-shadow: 0 0 0 2px var(--bad) !important; }`).join("\n");
+    if (!root.contains(pane)) fill(root, mark, wrong, figures, pane);
+    if (plan.problems) told(plan);
+    else head(plan);
     if (wanted && plan.view !== wanted) return trigger("look", {asked: {view: wanted}});  // worked out before the click
+    lyco.counted();
     above(plan);
-    if (shown !== plan.view) fill(body);
-    lyco.views[plan.view](body, plan.data, {plan, trigger, fresh: shown !== plan.view});
-    shown = plan.view;
-    if (!root.contains(pane)) fill(root, figures, pane);
+    if (plan.data) see(plan);
+    else if (shown !== plan.view) { fill(body, h("p.note", {}, "To be seen again when the settings can be used.")); shown = ""; }
   };
   watch("value", draw);
   draw();
+};
+
+/* Go to a setting's field, through the tab and the folds it is in, or the base model's panel. */
+lyco.goTo = (field, tab) => {
+  const find = () => document.getElementById(field) || document.querySelector(`[id^="${field}."]`);
+  if (tab) lyco.tab(tab);
+  else if (!find()?.offsetParent) document.querySelector("#header .chip")?.click();
+  let tries = 0;
+  const go = () => {
+    const target = find(), closed = [];
+    for (let e = target?.parentElement; e; e = e.parentElement) {
+      const fold = e.previousElementSibling;
+      if (fold?.matches("button.label-wrap:not(.open)")) closed.push(fold);
+    }
+    closed.reverse().forEach(fold => fold.click());
+    if (!target?.offsetParent || closed.length) return tries++ < 40 && setTimeout(go, 50);
+    target.scrollIntoView({block: "center"});
+    target.querySelector("input, textarea, button")?.focus({preventScroll: true});
+  };
+  setTimeout(go, 50);
+};
+
+/* Which layers are trained, in a line; opened, how many parameters of which part, and which kinds of layers. */
+lyco.trained = () => {
+  const {h, fill} = lyco, line = h("summary"), more = h("div"), box = h("details.trained", {}, line, more);
+  const kind = ([label, count, names]) => h("li", {title: names}, `${label}: ${lyco.some(count, "layer")}`);
+  const show = ({said, parts, kinds, more: notes}) => {
+    line.textContent = said;
+    fill(more, h("ul.num", {}, ...parts.map(text => h("li", {}, text))), kinds.length ? h("ul.num", {}, ...kinds.map(kind)) : null, ...notes.map(text => h("p.note", {}, text)));
+  };
+  return {box, show};
 };
 
 /* The fourth figure: how long the run takes, from what was measured here; else "unknown", and measuring it. */
@@ -84,18 +131,19 @@ lyco.timeFigure = trigger => {
     if (job?.problem) lyco.toast(`Measuring failed. ${job.problem}`, "bad");
     trigger("look", {asked: {}});
   };
+  const pace = steps => steps >= 1 ? `${+steps.toPrecision(2)} steps/s` : `${+(1 / steps).toPrecision(2)} s a step`;
   const show = ({time, steps, epochs, pictures, batches, smaller, buckets, by_name: byName}) => {
-    const about = pictures ? `${lyco.count(steps)} steps, ${epochs} times through ${lyco.some(pictures, "picture")}; an epoch is ${batches} batches in ${lyco.some(buckets, "bucket")}${smaller ? `, ${smaller} not full` : ""}` : `${lyco.count(steps)} steps, no pictures chosen yet`;
-    line.title = time.known ? `${about}${time.without.length ? `; without ${time.without.join(" and ")}` : ""}` : "";
+    const about = pictures ? `${epochs} times through ${lyco.some(pictures, "picture")}; an epoch is ${batches} ${batches === 1 ? "batch" : "batches"} in ${lyco.some(buckets, "bucket")}${smaller ? `, ${smaller} not full` : ""}` : "no pictures chosen yet";
+    line.title = time.known ? about : "";
     if (time.going) {
       fill(value, "…");
       if (!timer) { line.textContent = "starting"; timer = setTimeout(watch, 200); }
     } else if (time.known) {
-      fill(value, lyco.time(time.seconds), h("small", {}, ` ${lyco.time(time.low)} to ${lyco.time(time.high)}`));
-      line.textContent = `${lyco.count(steps)} steps, measured ${ago(time.ago)}`;
+      fill(value, lyco.duration(time.seconds));
+      line.textContent = `training time (${lyco.duration(time.low)} to ${lyco.duration(time.high)}) of ${lyco.count(steps)} steps at ${pace(time.per_second)}${time.without.length ? `, without ${time.without.join(" and ")}` : ""}; measured ${ago(time.ago)}`;
     } else {
       fill(value, "unknown");
-      line.textContent = about;
+      line.textContent = `training time of ${lyco.count(steps)} steps, ${about}`;
     }
     act.hidden = byName || (time.known && !time.going);
     act.textContent = time.going ? "Stop measuring" : "Measure a few steps";

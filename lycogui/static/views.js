@@ -6,19 +6,23 @@ lyco.views = {};
 
 lyco.views.layers = (root, rows, {plan, trigger}) => {
   const {h, fill} = lyco;
-  const most = Math.max(1, ...rows.map(row => row.parameters)), size = plan.bytes && lyco.mib(plan.bytes);
+  const most = Math.sqrt(Math.max(1, ...rows.map(row => row.parameters))), size = plan.bytes && lyco.size(plan.bytes);
   const equal = row => row.on || !size ? null : h("button", {title: `Switch to ${row.label} with the settings whose file comes closest to ${size}`,
     onclick: () => trigger("equal", {algo: row.algo})}, "make equal");
-  fill(root,
-    h("table.algos.sizes", {}, h("thead", {}, h("tr", {}, ...["Algorithm", "At these settings", "", "Parameters", "File", ""].map((text, i) =>
-      h(i === 3 || i === 4 ? "th.n" : "th", {}, text)))),
+  const asked = plan.ask && h("div.card.asked", {role: "alert"}, h("p", {}, plan.ask.text), h("div.row", {},
+    h("button.button", {onclick: () => trigger("equal", {algo: plan.ask.algo, far: true})}, `Switch to ${plan.ask.label} all the same`),
+    h("button.button", {onclick: () => asked.remove()}, "Stay here")));
+  fill(root, asked,
+    h("table.algos.sizes.fixed", {}, h("thead", {}, h("tr", {}, h("th.name", {}, "Algorithm"), h("th", {}, "At these settings"),
+      h("th.wide", {title: "As long as the square root of the number of parameters, so that small ones can be told apart"}, "Parameters, root scale"),
+      h("th.n.count", {}, "Parameters"), h("th.n.size", {}, "File"), h("th.act"))),
     h("tbody", {}, ...rows.map(row => h(row.on ? "tr.on" : "tr", {},
-      h("td.name", {}, row.label), h("td.note.settings", {title: row.settings}, row.settings),
+      h("td.name", {}, row.label), h("td.note.settings", {}, row.settings),
       ...(row.problem ? [h("td.note.why", {colSpan: 3, title: row.problem}, h("span", {}, row.on ? "Not possible, see above." : row.problem))] : [
-        h("td.wide", {}, h("div.bar", {style: {width: `${Math.max(1, 100 * row.parameters / most)}%`}})),
-        h("td.n", {}, lyco.count(row.parameters)), h("td.n", {title: `${lyco.count(row.bytes)} bytes`}, lyco.mib(row.bytes))]),
+        h("td.wide", {}, h("div.bar", {style: {width: `${Math.max(1, 100 * Math.sqrt(row.parameters) / most)}%`}})),
+        h("td.n", {}, lyco.count(row.parameters)), h("td.n", {title: `${lyco.count(row.bytes)} bytes`}, lyco.size(row.bytes))]),
       h("td", {}, equal(row)))))),
-    size && h("p.note", {}, "Compare at equal size: ", h("b", {}, "make equal"), ` switches to that algorithm with the dim or factor whose file comes closest to ${size}.`));
+    size && h("p.note", {}, "Compare at equal size: ", h("b", {}, "make equal"), ` switches to that algorithm with the dim, its own settings or, where these do not do it, the layers whose file comes closest to ${size}.`));
 };
 
 lyco.views.dims = (root, data, {trigger, fresh}) => {
@@ -34,52 +38,74 @@ lyco.views.dims = (root, data, {trigger, fresh}) => {
 lyco.views.budget = (root, data, {trigger, fresh}) => {
   const {h, fill} = lyco;
   if (fresh) {
-    const field = h("input", {type: "number", min: .01, step: "any", value: data.limit, "aria-label": "Largest file, MiB", 
-      onchange: () => { if (field.value > 0) { root.table.classList.add("stale"); trigger("look", {asked: {budget: +field.value}}); } }});
-    root.table = h("div");
-    fill(root, h("label.row.budget", {}, "The largest file of each algorithm up to", field, "MiB"), root.table);
+    const wrong = h("span.note.bad", {role: "alert"}), reset = h("button.link", {onclick: () => trigger("look", {asked: {budget: 0}})});
+    const field = h("input", {type: "number", min: .01, step: "any", "aria-label": "Largest file, MiB", onchange: () => {
+      wrong.textContent = field.value > 0 ? "" : field.value ? "A size is more than 0 MiB." : "Write a size, such as 40.";
+      if (field.value > 0) trigger("look", {asked: {budget: +field.value}});
+    }});
+    Object.assign(root, {table: h("div.scrolls"), field, wrong, reset});
+    fill(root, h("label.row.budget", {}, "The largest file of each algorithm up to", field, "MiB", wrong, reset), root.table);
   }
-  root.table.classList.remove("stale");
-  const row = fit => h(fit.problem ? "tr.off" : "tr", {}, h("td.name", {}, fit.label),
-    h("td.note.settings", {title: fit.settings}, fit.settings),
-    ...(fit.problem ? [h("td.note.why", {colSpan: 9, title: fit.problem}, h("span", {}, fit.problem))] : [
-      h("td.n", {}, lyco.count(fit.parameters)), h("td.n", {title: `${lyco.count(fit.file_bytes)} bytes`}, lyco.mib(fit.file_bytes)),
-      ...(fit.symbols ? fit.symbols.map((symbol, i) => h("td.star", {title: `${data.aspects[i]}: ${fit.ratings_in_words ? fit.ratings_in_words[i] : symbol} (${fit.rating})`}, symbol))
-        : [h("td.note", {colSpan: 6, title: fit.rating}, fit.rating)]),
-      h("td", {}, h("button", {onclick: () => trigger("apply", {values: fit.changed})}, "use"))]));
-  fill(root.table, h("table.algos.sizes", {}, h("thead", {}, h("tr", {},
-    h("th", {}, "Algorithm"), h("th", {}, "Settings"), h("th.n", {}, "Parameters"), h("th.n", {}, "File"),
-    ...data.aspects.map(text => h("th.star", {title: text}, text.replace(" layers", ""))), h("th"))),
+  const use = fit => h("button", {onclick: () => trigger("apply", {values: fit.changed, asked: {budget: data.limit}})}, "use");
+  root.field.value = data.limit;  // also where it follows the file on screen
+  root.wrong.textContent = "";
+  root.reset.textContent = `the file on screen, ${lyco.size(data.bytes)}`;
+  root.reset.hidden = data.own;
+  const rated = fit => fit.symbols ? fit.symbols.map((symbol, i) => h("td.star", {title: `${data.aspects[i]}: ${symbol} (${fit.rating})`}, symbol)) : [h("td.note", {colSpan: 6, title: fit.rating}, fit.rating)];
+  const row = fit => h(fit.problem ? "tr.off" : "tr", {}, h("td.name", {}, fit.label), ...(fit.problem ? [
+    h("td.note.settings", {}, fit.settings), h("td.note.why", {colSpan: 10, title: fit.problem}, h("span", {}, fit.problem))] : [
+    h("td.note.settings", {}, fit.settings), h("td.n", {}, lyco.count(fit.parameters)),
+    h("td.n", {title: `${lyco.count(fit.file_bytes)} bytes`}, lyco.size(fit.file_bytes)), h("td.n", {}, lyco.size(fit.memory)), ...rated(fit),
+    h("td", {}, Object.keys(fit.changed).length ? use(fit) : h("span.note", {title: "These are the settings on screen"}, "now"))]));
+  fill(root.table, h("table.algos.sizes.fixed.fits", {}, h("thead", {}, h("tr", {},
+    h("th.name", {}, "Algorithm"), h("th", {}, "Settings"), h("th.n.count", {}, "Parameters"), h("th.n.size", {}, "File"), h("th.n.size", {title: "Most memory in use while it trains, everything counted"}, "Peak memory"),
+    ...data.aspects.map(text => h("th.star", {title: text}, text.replace(" layers", "").replace("convolutions", "conv."))), h("th.act"))),
     h("tbody", {}, ...data.fits.map(row))),
-    h("p.note", {}, "★ best, ◉, ●, ▲ least; speed is that of training. ", data.caveat));
+    h("p.note", {}, "A row that needs other layers than those on screen names them. ★ best, ◉, ●, ▲ least; speed is that of training. ", data.caveat));
 };
 
 lyco.views.needs = (root, data, {trigger}) => {
   const {h, fill} = lyco;
-  const kinds = ["weights", "cache", "activations", "temporary", "gradients", "optimizer", "adapter", "fixed", "correction"];
-  const items = data.items.filter(item => item.bytes > 0).sort((a, b) => kinds.indexOf(a.kind) - kinds.indexOf(b.kind));
-  const over = data.peak > data.free, near = over || data.free < 3 * data.peak, whole = near ? Math.max(data.peak, data.free) : 1.1 * data.peak;
-  const share = bytes => `${(100 * bytes / whole).toFixed(2)}%`;
-  const needed = data.savings.slice(0, data.enough || 0);
+  const kinds = ["weights", "cache", "activations", "temporary", "gradients", "optimizer", "adapter", "fixed", "correction"], of = {};
+  const items = data.items.filter(item => item.bytes).sort((a, b) => kinds.indexOf(a.kind) - kinds.indexOf(b.kind));
+  for (const item of items) item.look = `kind-${item.kind}.look-${of[item.kind] = (of[item.kind] ?? -1) + 1}`;
+  const over = data.peak > data.free, needed = data.savings.slice(0, data.enough || 0);
   const take = list => trigger("apply", {values: Object.assign({}, ...list.map(s => s.values))});
+  const lowered = () => h("table.algos", {}, h("thead", {}, h("tr", {}, h("th", {}, "Setting"), h("th.n", {}, "Saves"), h("th.n", {title: "With this and all above it"}, "Peak after it and those above"), h("th"))), h("tbody", {}, ...data.savings.map((s, i) => h(over && i < needed.length ? "tr.on" : "tr", {},
+    h("td", {}, s.text), h("td.n", {}, lyco.size(s.bytes)), h("td.n", {}, lyco.size(s.peak)),
+    h("td", {}, h("button", {onclick: () => take([s])}, "apply"))))));
   fill(root,
-    h("p.note", {}, h("b", {}, lyco.memory(data.peak)), ` at the highest moment, ${data.phase}; `, h("b", {}, lyco.memory(data.free)), ` of ${lyco.memory(data.total)} are free on ${data.name}.`),
+    h("p.note", {}, h("b", {}, lyco.size(data.peak)), ` ${data.at}, at the highest moment, ${data.phase}; `, h("b", {}, lyco.size(data.free)), ` of ${lyco.size(data.total)} are free on ${data.name}.`),
     data.missing ? h("p.note.warn", {}, data.missing) : null,
-    h("div.stack", {role: "img", "aria-label": `${lyco.memory(data.peak)} of memory`}, ...items.map(item => h(`i.kind-${item.kind}`, {style: {width: share(item.bytes)}, title: `${item.name}: ${lyco.memory(item.bytes)}`})),
-      near && h("b", {style: {left: share(data.free)}, title: `${lyco.memory(data.free)} free`})),
-    h("table.algos.items", {}, h("tbody", {}, ...items.map(item => h("tr", {}, h("td", {}, h(`i.swatch.kind-${item.kind}`), item.name), h("td.n", {title: lyco.mib(item.bytes)}, lyco.memory(item.bytes)))))),
+    lyco.memoryBar(data, items),
+    h("table.algos.items", {}, h("tbody", {}, ...items.map(item => h("tr", {}, h("td", {}, item.bytes > 0 ? h(`i.swatch.${item.look}`) : h("i.swatch"), item.name), h("td.n", {}, lyco.size(item.bytes)))),
+      h("tr.sum", {}, h("td", {}, h("i.swatch"), "together"), h("td.n", {}, lyco.size(data.peak))))),
     over && data.enough === null ? h("p.note.warn", {}, "It does not fit, and no setting below makes it fit. Choose a smaller model or free some memory.") : null,
     data.savings.length ? h("p.h.below", {}, over ? "What would make it fit, the cheapest to give up first" : "What would lower it") : null,
-    data.savings.length ? h("table.algos", {}, h("thead", {}, h("tr", {}, h("th", {}, "Setting"), h("th.n", {}, "Saves"), h("th.n", {title: "With this and all above it"}, "Peak after it and those above"), h("th"))), h("tbody", {}, ...data.savings.map((s, i) => h(over && i < needed.length ? "tr.on" : "tr", {},
-      h("td", {}, s.text), h("td.n", {}, `−${lyco.memory(s.bytes)}`), h("td.n", {}, lyco.memory(s.peak)),
-      h("td", {}, h("button", {onclick: () => take([s])}, "apply")))))) : null,
+    data.savings.length ? lowered() : null,
     over && needed.length ? h("div.row", {}, h("button.button", {onclick: () => take(needed)}, needed.length > 1 ? `Apply the first ${needed.length}` : "Apply the first")) : null);
+};
+
+/* The parts of the peak against what is free. Where that is far more, in a second bar of its own and in words: in one the
+   parts could not be told apart. What a correction takes away is spread over all parts. */
+lyco.memoryBar = ({peak, free, name}, items) => {
+  const {h} = lyco, FAR = 4, far = free > FAR * peak, whole = far ? peak : Math.max(peak, free);
+  const share = (bytes, of = whole) => `${(100 * bytes / of).toFixed(2)}%`, parts = items.filter(item => item.bytes > 0);
+  const shrunk = peak / parts.reduce((sum, item) => sum + item.bytes, 0), percent = 100 * peak / free;
+  const ends = (bytes, at, text) => h("div.ends.num", {}, h("span", {}, "0"), at === null ? null : h("b", {style: at > .7 ? {right: share(1 - at, 1)} : {left: share(at, 1)}, className: at > .7 ? "left" : ""}, text), at > .85 && at !== null ? null : h("span", {}, lyco.size(bytes)));
+  return h("div.against", {role: "img", "aria-label": `${lyco.size(peak)} of memory, ${lyco.size(free)} free on ${name}`},
+    h("div.stack", {}, ...parts.map(item => h(`i.${item.look}`, {style: {width: share(item.bytes * shrunk)}, title: `${item.name}: ${lyco.size(item.bytes)}`})),
+      far ? null : h("b", {style: {left: share(free)}})),
+    far ? ends(peak, null) : ends(whole, free / whole, `${lyco.size(free)} free`),
+    far ? h("p.note.num", {}, h("b", {}, `${lyco.size(peak)} of ${lyco.size(free)} free: ${percent < 1 ? "less than 1" : Math.round(percent)} %`)) : null,
+    far ? h("div.stack.thin", {}, h("i.kind-activations", {style: {width: share(peak, free)}})) : null,
+    far ? ends(free, null) : null);
 };
 
 lyco.views.advice = (root, data, {trigger}) => {
   const {h, fill} = lyco;
   const card = s => h("div.advice", {}, h("div", {}, h("b", {}, s.does), h("p.note", {}, `${s.why} `, h("i", {}, s.sure))),
-    h("div.cost", {}, h("span.num", {title: `now ${lyco.mib(data.now)}`}, lyco.mib(s.file_bytes)), h("button.button", {onclick: () => trigger("apply", {values: s.changes})}, "Apply")));
+    h("div.cost", {}, h("span.num", {title: `now ${lyco.size(data.now)}`}, `file ${lyco.size(s.file_bytes)}`), h("button.button", {onclick: () => trigger("apply", {values: s.changes})}, "Apply")));
   fill(root,
     h("p.note", {}, "What do you want of it, or what is wrong with what it learned?"),
     h("div.row.goals", {}, ...data.goals.map(([goal, label]) => h(goal === data.goal ? "button.button.on" : "button.button", {onclick: () => trigger("look", {asked: {goal}})}, label))),
@@ -100,7 +126,7 @@ lyco.views.presets = (root, data, {trigger}) => {
   fill(root,
     h("p.note", {}, "Settings of a whole run for a purpose, a model and a card. The base model, the pictures and the name stay yours."),
     h("div.row", {}, select, chosen && h("span.grow"), chosen && h("button.button", {disabled: !chosen.length, onclick: () => trigger("apply", {values: data.values})}, chosen.length ? `Apply ${lyco.some(chosen.length, "change")}` : "Nothing to change")),
-    chosen && h("p.note", {}, h("b", {}, data.text), ` About ${lyco.memory(data.for.peak)} at most on ${data.for.title}, of ${data.for.memory} GB.`),
+    chosen && h("p.note", {}, h("b", {}, data.text), ` About ${lyco.size(data.for.peak)} of memory at most on ${data.for.title}, of ${data.for.memory} GB.`),
     chosen && !chosen.length ? h("p.note", {}, "The settings on screen are this preset's.") : null,
     chosen && chosen.length ? h("table.algos.changes", {}, h("thead", {}, h("tr", {}, h("th", {}, "Setting"), h("th", {}, "Now"), h("th", {}, "With the preset"))),
       h("tbody", {}, ...chosen.map(([label, now, then]) => h("tr", {}, h("td", {}, label), h("td.note", {}, now), h("td", {}, then))))) : null,
@@ -111,8 +137,8 @@ lyco.views.pair = (root, data, {plan, trigger}) => {
   const {h, fill} = lyco;
   const [a, b] = data.sides, names = [...new Set([...Object.keys(a.values), ...Object.keys(b.values)])];
   const facts = [["Parameters", s => lyco.count(s.parameters), "parameters"], ["Layers", s => lyco.count(s.layers), "layers"],
-    ["File", s => lyco.mib(s.bytes), "bytes"], ["Peak memory", s => lyco.memory(s.memory), "memory"],
-    ["Time", s => s.time.known ? lyco.time(s.time.seconds) : "unknown", "time"]];
+    ["File", s => lyco.size(s.bytes), "bytes"], ["Peak memory", s => lyco.size(s.memory), "memory"],
+    ["Training time", s => s.time.known ? lyco.duration(s.time.seconds) : "unknown", "time"]];
   const side = (s, name) => h(`th.side.${name}`, {}, h("i"), `${name.toUpperCase()}  ${s.label}`, h("div.note", {}, s.own ? s.settings : `${s.settings}; chosen from what is on screen`));
   const acts = (s, name) => h("td", {}, h("div.row", {}, h("button.link", {onclick: () => trigger("put", {side: name})}, "Put what is on screen here"),
     h("button.link", {onclick: () => trigger("take", {side: name})}, "Load it"), s.own ? h("button.link", {onclick: () => trigger("unset", {side: name})}, "Clear") : null));
@@ -140,11 +166,13 @@ lyco.views.share = (root, data, {trigger, fresh}) => {
     root.text = h("pre.shared", {tabIndex: 0});
     root.forms = h("div.segments");
     root.unsaid = h("p.note");
-    fill(root, h("div.row", {}, root.forms, h("span.grow"), h("button.button", {onclick: async () => { await navigator.clipboard.writeText(root.text.textContent); lyco.toast("Copied."); }}, "Copy")),
-      root.text, root.unsaid, h("p.h.below", {}, "Take over somebody's settings"),
+    root.mine = h("div", {}, h("div.row", {}, root.forms, h("span.grow"), h("button.button", {onclick: async () => { await navigator.clipboard.writeText(root.text.textContent); lyco.toast("Copied."); }}, "Copy")),
+      root.text, root.unsaid);
+    fill(root, root.mine, h("p.h.below", {}, "Take over somebody's settings"),
       h("div", {ondragover: event => event.preventDefault(), ondrop: drop}, paste),
       h("div.row", {}, h("button.button", {onclick: () => paste.value.trim() ? trigger("read", {text: paste.value}) : lyco.toast("Paste something first.")}, "Read into the form")));
   }
+  root.mine.hidden = data.text === null;  // what cannot be used is not for others
   fill(root.forms, ...forms.map(([form, label]) => h(form === data.form ? "button.on" : "button", {onclick: () => trigger("look", {asked: {form}})}, label)));
   root.text.textContent = data.text || "# All settings are the defaults.";
   fill(root.unsaid, ...(data.unsaid.length ? [`Not said in this form: ${data.unsaid.join("; ")}.`] : []));

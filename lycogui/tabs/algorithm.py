@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,10 +12,13 @@ import gradio as gr
 from lycogui import costs, speed
 from lycogui import pair as pairs
 from lycogui.costs import Asked
-from lycogui.form import labelled
+from lycogui.describing import in_short
+from lycogui.form import OPTIONS, Form, labelled
 from lycogui.guard import shown, tell
+from lycogui.layout import tab_of
 from lycogui.page import Page, on
 from lycogui.parts import mount
+from lycogui.wording import on_screen
 from lycogui.workspace import Workspace
 from lycoris import advice, algorithms, choose, plan, recipes
 from lycoris.config import LEAVES
@@ -26,6 +29,8 @@ from lycoris.settings import Config
 KEPT = "algorithm"  # what view is open, and what is set in it
 EVENTS = ("look", "equal", "dim", "apply", "undo", "put", "take", "unset", "read", "measure",
           "halt")
+Others = list[tuple[Config, dict[str, dict[str, Any]]]]  # every algorithm's own settings, then
+COUNTED = "() => { lyco.counted?.(); }"  # nothing new will come: what is shown is still right
 
 
 def build(page: Page) -> None:
@@ -61,12 +66,12 @@ def connect(page: Page) -> None:
         try:
             run = form.read(values)
         except LycorisError as error:
-            return refused(error), gr.skip(), "", gr.skip(), gr.skip()
+            return refused(page, error), gr.skip(), "", gr.skip(), gr.skip()
         workspace.remember(run)
         try:
             shows = drawn(page, run)
         except LycorisError as error:
-            return impossible(workspace, run, error), about(run), "", gr.skip(), gr.skip()
+            return impossible(page, run, error), about(run), "", gr.skip(), gr.skip()
         return (shows, about(run), scale_note(run),
                 gr.update(placeholder=plan.with_free_name(run).output.name), "")
 
@@ -103,9 +108,11 @@ def connect_views(page: Page) -> None:
 
     @shown
     def look(values: dict[Any, Any], event: gr.EventData) -> Any:
-        asked = {**asdict(Asked.of(workspace.kept(KEPT))), **event.asked}
-        workspace.keep(KEPT, asdict(Asked.of(asked)))
-        return redrawn(page, form.read(values))
+        keep_asked(workspace, event.asked)
+        try:
+            return redrawn(page, form.read(values))
+        except LycorisError as error:
+            return refused(page, error)
 
     @shown
     def put(values: dict[Any, Any], event: gr.EventData) -> Any:
@@ -131,28 +138,41 @@ def connect_views(page: Page) -> None:
 
     for event, handler in ((view.look, look), (view.put, put), (view.unset, unset),
                            (view.measure, measure), (view.halt, halt)):
-        on(event, handler, inputs=form.inputs, outputs=view)
+        on(event, handler, inputs=form.inputs, outputs=view).failure(None, js=COUNTED)
 
 
 def connect_changes(page: Page) -> None:
     """What puts other settings into the form; each can be undone."""
     form, workspace, view = page.form, page.workspace, page["plan"]
+    others: Others = []
 
     def changing(make: Callable[[Config, gr.EventData], Config]) -> Callable[..., Any]:
         @shown
         def handler(values: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
-            run = form.read(values)
+            now = read_or_none(form, values)
+            run = now or workspace.config  # a way out of what cannot be read: what was last read
             made = make(run, event)
+            if made == now:
+                return {view: redrawn(page, run)}
             page.keep(run)
+            others[:] = [*((kept, own) for kept, own in others if _holds(page.before, kept)),
+                         (run, form.options(values))]
             return page.load(made)
         return handler
 
-    def equal(run: Config, event: gr.EventData) -> Config:
+    @shown
+    def equal(values: dict[Any, Any], event: gr.EventData) -> dict[Any, Any]:
+        run = form.read(values)
         found = choose.match(run, event.algo, workspace.family(run))
-        tell(found.text)
-        return found.run
+        if found.far and not getattr(event, "far", False):
+            return {view: {**redrawn(page, run), "ask": {
+                "algo": event.algo, "text": compared(workspace, run, found),
+                "label": algorithms.catalogue()[event.algo].label}}}
+        tell(compared(workspace, run, found))
+        return changing(lambda *_: found.run)(values, event)
 
     def applied(run: Config, event: gr.EventData) -> Config:
+        keep_asked(workspace, getattr(event, "asked", {}))
         return costs.applied(run, event.values)
 
     def take(run: Config, event: gr.EventData) -> Config:
@@ -167,24 +187,67 @@ def connect_changes(page: Page) -> None:
     def possible(event: gr.EventData) -> int:
         return event.dim
 
-    @shown
-    def undo() -> Any:
-        return page.load(page.before.pop()) if page.before else gr.skip()
-
-    for event, make in ((view.equal, equal), (view.apply, applied), (view.take, take),
-                        (view.read, read)):
-        on(event, changing(make), inputs=form.inputs, outputs=form.inputs)
-    on(view.undo, undo, outputs=form.inputs)
+    answers = form.inputs | {view}
+    for event, handler in ((view.equal, equal), (view.apply, changing(applied)),
+                           (view.take, changing(take)), (view.read, changing(read)),
+                           (view.undo, undoing(page, others))):
+        on(event, handler, inputs=form.inputs, outputs=answers).failure(None, js=COUNTED)
     on(view.dim, possible, outputs=form.widgets["network.dim"])
+
+
+def undoing(page: Page, others: Others) -> Callable[..., Any]:
+    """Back to the settings before the last click that changed any; what was undone by hand since is
+    passed over."""
+    @shown
+    def undo(values: dict[Any, Any]) -> dict[Any, Any]:
+        now, shown_now = read_or_none(page.form, values), page.form.options(values)
+        while page.before:
+            run = page.before.pop()
+            own = next((own for kept, own in others if kept is run), None)
+            if run != now or own not in (None, shown_now):
+                return page.load(run) | (page.form.restore(own) if own is not None else {})
+        return {page["plan"]: redrawn(page, page.form.read(values))}
+    return undo
+
+
+def read_or_none(form: Form, values: Mapping[Any, Any]) -> Config | None:
+    """The settings in the form; None where a field holds none."""
+    try:
+        return form.read(values)
+    except ConfigError:
+        return None
+
+
+def _holds(runs: Sequence[Config], one: Config) -> bool:
+    return any(run is one for run in runs)
+
+
+def compared(workspace: Workspace, run: Config, found: choose.Match) -> str:
+    """What a match came to, in the sizes that the figures show, metadata included."""
+    made = workspace.plan(run)
+    return found.said(plan.sizes_with(made, found.run.network).file_bytes_with_metadata,
+                      made.sizes.file_bytes_with_metadata)
+
+
+def keep_asked(workspace: Workspace, asked: Mapping[str, Any]) -> None:
+    """The view that is open and what is set in it, for later."""
+    kept = {**asdict(Asked.of(workspace.kept(KEPT))), **asked}
+    workspace.keep(KEPT, asdict(Asked.of(kept)))
 
 
 def drawn(page: Page, run: Config) -> dict[str, Any]:
     """The plan and the open view as the page draws them."""
     workspace = page.workspace
     shows = costs.card(workspace, workspace.plan(run), Asked.of(workspace.kept(KEPT)))
-    before = page.before[-1].network if page.before else None
-    return {**shows, "undo": before and f"{algorithms.catalogue()[before.algo].label}, "
-                                        f"{costs.in_short(before)}"}
+    return {**shows, "undo": undone(page)}
+
+
+def undone(page: Page) -> str:
+    """What Undo goes back to; empty where there is nothing."""
+    if not page.before:
+        return ""
+    before = page.before[-1].network
+    return f"{algorithms.catalogue()[before.algo].label}, {in_short(before)}"
 
 
 def redrawn(page: Page, run: Config) -> Any:
@@ -192,7 +255,7 @@ def redrawn(page: Page, run: Config) -> Any:
     try:
         return drawn(page, run)
     except LycorisError as error:
-        return impossible(page.workspace, run, error)
+        return impossible(page, run, error)
 
 
 def uses(algo: str) -> dict[str, dict[str, Any]]:
@@ -240,25 +303,42 @@ def scale_note(run: Config) -> str:
             f"left alone: {others}.</p>")
 
 
-def impossible(workspace: Workspace, run: Config, error: LycorisError) -> dict[str, Any]:
+def impossible(page: Page, run: Config, error: LycorisError) -> dict[str, Any]:
     """What the page draws of settings that make no plan: why; and where it is the dim, one that is
     possible, and the other algorithms."""
-    found = refused(error)
+    found, workspace = refused(page, error), page.workspace
     if set(error.problems) != {"network.dim"}:
         return found
     dim = way_out(run, workspace.family(run))
     if dim is None:
         return found
     near = workspace.plan(replace(run, network=replace(run.network, dim=dim)))
-    return {**found, "dim": dim, "data": costs.rows(replace(near, config=run), possible=False)}
+    return {**found, "dim": dim} | ({"data": costs.rows(
+        replace(near, config=run), possible=False)} if found["view"] == "layers" else {})
 
 
-def refused(error: LycorisError) -> dict[str, Any]:
-    """What is wrong, each in a sentence, and what to do."""
-    found: dict[str, Any] = {"problems": list(labelled(error).values())}
+def refused(page: Page, error: LycorisError) -> dict[str, Any]:
+    """What is wrong, each in a sentence, where its field is, and what to do; and the open view, if
+    it is one that needs no plan."""
+    asked = Asked.of(page.workspace.kept(KEPT))
+    found: dict[str, Any] = {
+        "problems": [{"text": on_screen(text), **_place(page, path)}
+                     for path, text in labelled(error).items()],
+        "undo": undone(page), "view": asked.view,
+        "data": costs.without_plan(page.workspace, asked)}
     if isinstance(error, ConfigError) and error.fix:  # the others' problems end with it
-        found["fix"] = error.fix
+        found["fix"] = on_screen(error.fix)
     return found
+
+
+def _place(page: Page, path: str) -> dict[str, str]:
+    """A setting's field by its id, and the tab it is on; nothing where no one setting is to blame.
+    """
+    if path.startswith(f"{OPTIONS}."):  # of the algorithm that was last read
+        algo = page.workspace.config.network.algo
+        return {"field": f"{OPTIONS}.{algo}.{path.removeprefix(f'{OPTIONS}.')}",
+                "tab": tab_of(OPTIONS)}
+    return {"field": path, "tab": tab_of(path)} if path in LEAVES else {"field": "", "tab": ""}
 
 
 def way_out(run: Config, family: Family) -> int | None:

@@ -38,9 +38,9 @@ class Boft(DiagOft):
         if not small:
             return None
         most = max(small, key=lambda layer: _smallest(layer.out))
-        return Problem(f"BOFT splits a layer's outputs into a power of two of even blocks, and "
-                       f"{most.out} outputs, as {most.name} has, need blocks of "
-                       f"{_smallest(most.out)}; set it to {_smallest(most.out)} or more")
+        return Problem(f"BOFT splits outputs into a power of two of even blocks; {most.name} has "
+                       f"{most.out}, so blocks of at least {_smallest(most.out)}: set it to "
+                       f"{_smallest(most.out)} or more")
 
     def shapes(self, layer: Layer) -> dict[str, Shape]:
         block, count = _factorization(layer.out, self.dim)
