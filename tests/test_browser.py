@@ -338,8 +338,11 @@ def test_stop_resume_and_a_restart_of_the_app(app: App, page: Any) -> None:
     page.locator(".run b", has_text="long one").wait_for()
     page.get_by_role("button", name="Stop and save").click()
     app.wait(lambda: app.run("long one").get("state") == "stopped")
+    settled(app, "name", '"long one-2"')
+    fill(page, "output.name", "long one")
+    settled(app, "name", '"long one"')
     page.locator("#train").click()
-    page.get_by_text("there is already a run called long one").first.wait_for()
+    page.get_by_text("There is already a run called long one; long one-2 is free").first.wait_for()
     fill(page, "output.name", "")
     settled(app, "name", '""')
 
