@@ -253,7 +253,7 @@ def share(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
     form = asked.form if asked.form in recipes.FORMS else "toml"
     # the prompts as they were given: the plan has captions where there are none
     written = recipes.write(replace(made.config, sample=workspace.config.sample), form)
-    return {"form": form, "text": written.text, "unsaid": list(written.unsaid)}
+    return {"form": form, "text": written.text, "unsaid": list(map(on_screen, written.unsaid))}
 
 
 def without_plan(workspace: Workspace, asked: Asked) -> Any:

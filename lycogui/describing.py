@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lycogui.wording import option_label
 from lycoris import algorithms, choose, knobs
 from lycoris.config import LEAVES
 from lycoris.plan import Plan
@@ -86,7 +87,9 @@ def said_of(path: str, value: Any) -> str:
     if value is None:
         return knob.none
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {said(each)}" for key, each in value.items()) or "none"
+        own = path == "network.options"
+        return ", ".join(f"{option_label(key).lower() if own else key} {said(each)}"
+                         for key, each in value.items()) or "none"
     if knob.catalogue == "algorithms" and value in algorithms.catalogue():
         return algorithms.catalogue()[value].label
     return f"{said(value)} {knob.unit}".rstrip()

@@ -41,12 +41,15 @@ def stop(workspace: Workspace) -> None:
 
 
 def calibration(workspace: Workspace, given: dict[str, Any]) -> dict[str, Any]:
-    """How far it is: asked by the page while it shows one."""
+    """How far it is: asked by the page while it shows one. Of one that has ended, however it did,
+    nothing is left on the disk: what it found is kept elsewhere."""
     job = _latest(workspace)
     if job is None:
         return {"state": "none"}
-    history = job.history()
-    return {"state": workspace.jobs.state(job),
+    history, state = job.history(), workspace.jobs.state(job)
+    if state not in GOING:
+        shutil.rmtree(workspace.runs_folder / FOLDER, ignore_errors=True)
+    return {"state": state,
             "stage": asdict(history.stage) if history.stage else None,
             "problem": on_screen(f"{history.failed.message} {history.failed.fix}".strip())
             if history.failed else ""}

@@ -42,7 +42,7 @@ def warnings(history: History) -> list[str]:
 
 def _label(found: re.Match[str]) -> str:
     path, entry, value = found.groups()
-    label = _option(entry) if entry and path == "network.options" else LEAVES[path].label
+    label = option_label(entry) if entry and path == "network.options" else LEAVES[path].label
     if found.start():
         label = f"“{label}”"
     if value is None:
@@ -50,7 +50,7 @@ def _label(found: re.Match[str]) -> str:
     return f"{label} {SWITCHED[value]}" if value in SWITCHED else f"{label} at {value}"
 
 
-def _option(name: str) -> str:
+def option_label(name: str) -> str:
     """The label of an algorithm's own setting, whichever algorithm has it."""
     for entry in algorithms.catalogue().values():
         if leaf := knobs.leaves(entry.Options).get(name):

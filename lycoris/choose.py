@@ -138,7 +138,8 @@ def match(run: Config, algo: str, family: Family, target: int | None = None,
     found = search.best(start, Aim(target, lambda size: abs(size - target), FAR, presets, only))
     if found is None:
         search.weigh(start)  # says why
-        raise ConfigError({"network.algo": f"{algo} has no settings that would do here"})
+        raise ConfigError({"network.algo": (
+            f"{algorithms.catalogue()[algo].label} has no settings that would do here")})
     network, weight = found
     matched = replace(run, network=network)
     return Match(matched, target, weight.file_bytes, changes(run, matched))

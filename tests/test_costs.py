@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from lycogui import costs, describing, pair
+from lycogui import costs, describing, pair, speed
 from lycogui.costs import Asked
 from lycogui.tabs import algorithm, train
 from lycogui.workspace import Workspace
-from lycoris import advice, algorithms, choose, config, knobs, plan, runpresets, units
+from lycoris import advice, algorithms, choose, config, events, knobs, plan, runpresets, units
 from lycoris.errors import ConfigError
+from lycoris.runs import RunFolder
 from lycoris.settings import Config
 
 
@@ -173,3 +174,13 @@ def test_the_embedded_base_is_none_of_those_that_presets_are_for(workspace: Work
     found = shown(workspace, "presets", preset="gone")
     assert not found["base"] and "changes" not in found
     assert not any(one["own"] or one["fits"] for one in found["presets"])
+
+
+def test_a_calibration_that_was_stopped_leaves_no_folder(workspace: Workspace) -> None:
+    folder = workspace.runs_folder / speed.FOLDER / "20260101-000000"
+    folder.mkdir(parents=True)
+    (folder / "settings.toml").write_text("")
+    RunFolder(folder).append(events.Finished("stopped", 0, ""))
+    assert speed.calibration(workspace, {})["state"] == "stopped"
+    assert not folder.parent.exists()
+    assert speed.calibration(workspace, {}) == {"state": "none"}

@@ -79,24 +79,21 @@ lyco.parts.plan = ({element, props, trigger, watch}) => {
   draw();
 };
 
-/* Go to a setting's field, through the tab and the folds it is in, or the base model's panel. */
-lyco.goTo = (field, tab) => {
-  const find = () => document.getElementById(field) || document.querySelector(`[id^="${field}."]`);
+/* Go to a setting's field, through the tab and the fold it is in, or the base model's panel. What is in a closed fold is
+   not there yet: all are opened, and closed again where it is not. */
+lyco.goTo = async (field, tab) => {
+  const target = () => [document.getElementById(field), document.querySelector(`[id^="${field}."]`)].find(e => e?.offsetParent);
+  const soon = async (found, tries) => { while (!found() && tries--) await new Promise(done => setTimeout(done, 50)); return found(); };
   if (tab) lyco.tab(tab);
-  else if (!find()?.offsetParent) document.querySelector("#header .chip")?.click();
-  let tries = 0;
-  const go = () => {
-    const target = find(), closed = [];
-    for (let e = target?.parentElement; e; e = e.parentElement) {
-      const fold = e.previousElementSibling;
-      if (fold?.matches("button.label-wrap:not(.open)")) closed.push(fold);
-    }
-    closed.reverse().forEach(fold => fold.click());
-    if (!target?.offsetParent || closed.length) return tries++ < 40 && setTimeout(go, 50);
-    target.scrollIntoView({block: "center"});
-    target.querySelector("input, textarea, button")?.focus({preventScroll: true});
-  };
-  setTimeout(go, 50);
+  else if (!target()) document.querySelector("#header .chip")?.click();
+  if (!await soon(target, 6)) {
+    const closed = [...document.querySelectorAll(".pane button.label-wrap:not(.open)")].filter(fold => fold.offsetParent);
+    closed.forEach(fold => fold.click());
+    await soon(target, 60);
+    closed.filter(fold => !fold.parentElement.contains(target())).forEach(fold => fold.click());
+  }
+  target()?.scrollIntoView({block: "center"});
+  target()?.querySelector("input, textarea, button")?.focus({preventScroll: true});
 };
 
 /* Which layers are trained, in a line; opened, how many parameters of which part, and which kinds of layers. */

@@ -298,9 +298,14 @@ def scale_note(run: Config) -> str:
     moved = advice.scale(run.network)
     if moved is None:
         return ""
-    others = " and ".join(f"{left:.3g} at dim {dim}" for dim, left, _ in moved.moves)
-    return (f"<p class='note num'>Effective scale {moved.formula} = {moved.value:.3g}. With alpha "
-            f"left alone: {others}.</p>")
+    others = " and ".join(f"{_plainly(left)} at dim {dim}" for dim, left, _ in moved.moves)
+    return (f"<p class='note num'>Effective scale {moved.formula} = {_plainly(moved.value)}. With "
+            f"alpha left alone: {others}.</p>")
+
+
+def _plainly(value: float) -> str:
+    """In three digits, and without an exponent."""
+    return choose.short(float(f"{value:.3g}"))
 
 
 def impossible(page: Page, run: Config, error: LycorisError) -> dict[str, Any]:

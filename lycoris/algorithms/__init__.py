@@ -353,14 +353,14 @@ def all_entries() -> Mapping[str, type[Algorithm]]:
 
 def read_options(algo: str, values: Mapping[str, Any], field: str = "network.options") -> Any:
     """The algorithm's own Options from {name: value}; ConfigError lists every bad one."""
-    kind = pick(catalogue(), algo, "network.algo").Options
-    known = knobs.leaves(kind)
+    entry = pick(catalogue(), algo, "network.algo")
+    kind, known = entry.Options, knobs.leaves(entry.Options)
     problems: dict[str, str] = {}
     ready: dict[str, Any] = {}
     for name, value in values.items():
         path = f"{field}.{name}"
         if name not in known:
-            problems[path] = f"{algo} has no option {name}." + (
+            problems[path] = f"{entry.label} has no option {name}." + (
                 knobs.nearest(name, known) or f" It has: {', '.join(known) or 'none'}.")
             continue
         try:
