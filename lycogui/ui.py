@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,12 +61,16 @@ def is_empty(update: Any) -> bool:
 
 
 def show(updates: Mapping[Any, Any]) -> None:
-    """Build these parts as the updates have them."""
+    """Build these parts as the updates have them.
+
+    Gradio leaves out what is None, and a number without a value shows 0. NaN becomes JSON's null.
+    """
     for part, update in updates.items():
         given = update if isinstance(update, dict) else {"value": update}
         for name, value in given.items():
             if name != "__type__":
-                setattr(part, name, value)
+                empty = value is None and isinstance(part, gr.Number)
+                setattr(part, name, math.nan if empty else value)
 
 
 def launch_settings(workspace: Workspace, names: set[str]) -> dict[str, Any]:
