@@ -41,24 +41,27 @@ class Step:
 @dataclass(frozen=True)
 class Held:
     """What one adapted layer holds: `saved` bytes besides the frozen model's, `gradient` bytes
-    once its backward pass is done, `passing` while that runs."""
+    once its backward pass is done, `passing` while that runs. `output` of what is saved takes the
+    place of the frozen layer's output."""
 
     spot: Spot
     saved: float
     gradient: float
     passing: float
+    output: float = 0.0
 
 
 @dataclass(frozen=True)
 class Backward:
     """`base` and `adapters`: bytes saved at the end of the forward pass, of the frozen model and
     of the adapters, as far as they are there at the highest moment; `gradients` and `passing`: of
-    that moment."""
+    that moment. `outputs` of the adapters' are outputs of their layers."""
 
     base: float
     adapters: float
     gradients: float
     passing: float
+    outputs: float = 0.0
 
     @property
     def total(self) -> float:
@@ -90,13 +93,15 @@ def moments(table: Table, assignments: Sequence[Assignment], step: Step) -> list
         start = _start(ran, held, own, bool(learning) and part == denoiser)
         runs.append((ran, held, start, own))
     found: list[Backward] = []
-    base = adapters = 0.0
+    base = adapters = outputs = 0.0
     for place, run in enumerate(runs):
         later = sum(each.gradient for _, held, *_ in runs[place + 1:] for each in held)
         own = _moments(*run)
         found = [*(replace(each, base=each.base + base, adapters=each.adapters + adapters,
-                           gradients=each.gradients + later) for each in own), *found]
+                           gradients=each.gradients + later, outputs=each.outputs + outputs)
+                   for each in own), *found]
         base, adapters = base + own[0].base, adapters + own[0].adapters
+        outputs += own[0].outputs
     return found
 
 
@@ -169,12 +174,12 @@ def _held(spot: Spot, assignment: Assignment, step: Step, shared: set[int]) -> H
         kept, made = kept + layer.out, made + (0 if aside else size)
     if step.half and aside:
         made = max(made, sum(map(elements, assignment.shapes().values())))
-    if aside and cost.keeps_output and not spot.keeps_output:
-        kept += layer.out
+    output = layer.out if aside and cost.keeps_output and not spot.keeps_output else 0
+    kept += output
     saved = (kept * tokens + made) * step.width
     saved += _input(spot, assignment, step, shared, aside) if keeps_input or layer.kernel else 0
     passing = 0.0 if aside else DENSE * size * 4.0
-    return Held(spot, saved, gradient, passing + leaving)
+    return Held(spot, saved, gradient, passing + leaving, output * tokens * step.width)
 
 
 def _input(spot: Spot, assignment: Assignment, step: Step, shared: set[int],
@@ -222,7 +227,7 @@ def _moments(ran: Pass, held: Sequence[Held], start: float, step: Step) -> list[
     passing = _passing(ran, step)
     total = at(ran.total, step.positions)
     found = [Backward((total - start) * step.batch, sum(each.saved for each in held), 0.0,
-                      passing)]
+                      passing, sum(each.output for each in held))]
     done = 0.0
     left = sum(each.saved for each in held)
     for each in reversed(held):

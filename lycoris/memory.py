@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from . import footprint, holding, optimizers, quantised, sampling, swapping
@@ -27,13 +27,12 @@ from .settings import Config
 MIB = 2**20
 CUDA_CONTEXT = 500 * MIB  # kernels and context of a process; no tensor, so PyTorch counts none
 # What a CPU process grows by in its first steps whatever the model: code that is loaded when first
-# called, oneDNN's kernels and scratch, the allocator's spare. Measured, benchmarks/memory_check.py.
-CPU_LIBRARIES = 60 * MIB
-# The share of a step's tensors by which glibc's heap is larger than they are: what it frees in the
-# middle it keeps. Of what the step would hold without checkpointing, which leaves a little more.
-# 0.25 to 0.52 in benchmarks/memory_check.py; with --exact, which has every large tensor mapped
-# alone, nothing of it is left.
-CPU_SPARE = {False: 0.37, True: 0.42}
+# called, oneDNN's kernels and scratch. Measured, benchmarks/memory_check.py.
+CPU_LIBRARIES = 45 * MIB
+# By how much glibc's heap is larger than a step's tensors, as a share of them: what it frees in the
+# middle it keeps. With checkpointing much more is freed. benchmarks/memory_check.py; with --exact,
+# which has every large tensor mapped alone, nothing of it is left.
+CPU_SPARE = {False: 0.40, True: 1.1}
 LOADING, ENCODING = "loading the model", "encoding the pictures"
 TRAINING, PAINTING = "training", "painting samples"
 VALIDATING = "validating"
@@ -362,10 +361,11 @@ def _training(plan: Plan, device: str, table: Table) -> Iterator[Item]:
 
 
 def _spare(plan: Plan, table: Table) -> int:
-    """What the heap keeps of all that a step without checkpointing would hold."""
+    """What the heap keeps beside a step's tensors; an output in place of the frozen layer's fits
+    where that was."""
     step = step_of(plan, "cpu")
-    share, step = CPU_SPARE[step.checkpointing], replace(step, checkpointing=False)
-    return round(share * holding.backward(table, plan.assignments, step).total)
+    found = holding.backward(table, plan.assignments, step)
+    return round(CPU_SPARE[step.checkpointing] * (found.total - found.outputs))
 
 
 def _encoding(plan: Plan, table: Table, frugal: bool) -> int:
