@@ -70,7 +70,7 @@ lyco.poll = (element, seconds, look) => {
 };
 
 /* While nobody answers, what stands on the page is of the last moment that somebody did. */
-lyco.online = here => document.body.classList.toggle("cut-off", !here);
+lyco.online = here => document.querySelectorAll("#header, .monitor-root").forEach(part => part.classList.toggle("cut-off", !here));
 
 /* Until the settings of last time stand in the form, nothing may be typed that they would overwrite. */
 lyco.loading = () => {

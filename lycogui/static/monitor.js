@@ -91,7 +91,7 @@ lyco.parts.monitor = ({element, trigger}) => {
       ...run.warnings.map(text => h("p.note.warn", {}, text)));
     const paint = colours(), all = [...paint].map(([id, colour]) => ({...held.get(id), colour}));
     fill(key, ...[...paint].map(([id, colour]) => h("span", {title: held.get(id).name}, h("i", {style: {background: `var(${colour})`}}), held.get(id).name)),
-      h("span.what", {}, "Faint: each step, bold: its moving mean" + (all.some(one => one.validations.length) ? ", dashed: on pictures held out" : "") + ". ● picture ▪ checkpoint ▲ resumed" + (paint.size === 2 ? ". A − B: the difference of the means" : "")), h("span.grow"), logBox);
+      h("span.what", {}, "Faint: each step, bold: its moving mean" + (all.some(one => one.validations.length) ? ", dashed: on pictures held out" : "") + ". ● picture ▪ checkpoint ▲ resumed" + (paint.size === 2 ? ". A − B: of the means" : "")), h("span.grow"), logBox);
     canvas.classList.toggle("two", paint.size === 2);
     looks.show(all);
     plot.show(all.map(one => {

@@ -38,8 +38,8 @@ def build(page: Page) -> None:
         with (gr.Accordion("Sampler, negative prompt, size", open=False),
               gr.Row(elem_classes="level")):
             form.place("compare more")
-        gr.HTML("<p class='note'>Seeds, steps, CFG, sampler, negative prompt and size are those of "
-                "the samples, too, that a run paints while it trains.</p>", apply_default_css=False)
+        gr.HTML("<p class='note'>A run paints its samples with the same seed, steps, CFG, sampler, "
+                "negative prompt and size.</p>", apply_default_css=False)
     with gr.Column(elem_classes="pane"):
         page["comparison"] = mount("compare", "<div class='compare-root'></div>",
                                    elem_id="comparison")

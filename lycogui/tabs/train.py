@@ -28,8 +28,8 @@ FOLDS = {"Sample prompts": "train samples", "Learning rate and regularisation": 
          "Noise, loss and seed": lesson.SECTION, "Pictures": "train pictures",
          "Captions": "train captions",
          "Memory and precision": "train memory", "Files": "train output"}
-PAINTED_AS = ("<p class='note'>They are painted with the steps, CFG, sampler, negative prompt and "
-              "size that stand on the Compare tab, and with its first seed.</p>")
+PAINTED_AS = ("<p class='note'>They are painted with the sampling steps, CFG, sampler, negative "
+              "prompt and size that stand on the Compare tab, and with its first seed.</p>")
 LOOK = "() => { lyco.lookAtRuns && lyco.lookAtRuns(); }"
 
 
