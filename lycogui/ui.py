@@ -47,17 +47,11 @@ def build(workspace: Workspace) -> gr.Blocks:
         built = page.awake()
         show(built)
         on(blocks.load, lambda: {part: update for part, update in page.awake().items()
-                                 if update != built.get(part) or is_empty(update)} or gr.skip(),
+                                 if update != built.get(part)} or gr.skip(),
            outputs=page.form.inputs | page["asked"] | page["tools asked"]).then(
             page["refresh"], inputs=page.form.inputs, outputs=page["shown"], **QUIET,
         ).then(None, js="() => { lyco.ready(); }")
     return blocks
-
-
-def is_empty(update: Any) -> bool:
-    """A number that was built without a value: Gradio shows 0 once its tab is opened, unless it is
-    told so again."""
-    return isinstance(update, dict) and update.get("value", "") is None
 
 
 def show(updates: Mapping[Any, Any]) -> None:
