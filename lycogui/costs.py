@@ -5,9 +5,10 @@ Each view is a function of what is on screen; only the one that is open is worke
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lycogui import speed
@@ -23,6 +24,7 @@ from lycoris import (
     config,
     devices,
     disk,
+    footprint,
     guideline,
     known,
     machine,
@@ -94,6 +96,32 @@ def predicted(workspace: Workspace, made: Plan) -> memory.Memory:
     return memory.predict(made, workspace.device.type, correction=machine.correction(made, name))
 
 
+@dataclass(frozen=True)
+class Row:
+    """A plan whose peak is asked for again and again while a slider moves; the same for the same
+    `key`, which is all that decides it."""
+
+    key: str
+    made: Plan = field(compare=False)
+    device: str = field(compare=False)
+    correction: float = field(compare=False)
+
+    @classmethod
+    def of(cls, workspace: Workspace, made: Plan) -> Row:
+        device, run = workspace.device.type, made.config
+        share = machine.correction(made, devices.look(workspace.device).name)
+        scaled = replace(run, network=replace(run.network, alpha=1.0, conv_alpha=None))
+        traced = footprint.find(made.family, run.output.folder) is not None
+        return cls(f"{scaled} {footprint.fingerprint(made.family)} {traced} {device} {share} "
+                   f"{made.buckets} {made.held_buckets}", made, device, share)
+
+
+@functools.lru_cache(maxsize=64)
+def row_peak(row: Row) -> int:
+    """Seconds for all rows of a large model together, so they are kept."""
+    return memory.predict(row.made, row.device, correction=row.correction).peak
+
+
 def written(made: Plan) -> dict[str, int]:
     """What the run will write, and by how much that is too much."""
     found = disk.predict(made)
@@ -151,7 +179,7 @@ def _fitting(workspace: Workspace, run: Config, fit: choose.Fit) -> dict[str, An
         return {**found, "settings": "", "problem": on_screen(fit.problem)}
     settings = [in_short(fit.run.network, run.network), fit.note]
     return {**found, "settings": "; ".join(filter(None, settings)),
-            "memory": 0 if fit.problem else predicted(workspace, fit.plan).peak}
+            "memory": 0 if fit.problem else row_peak(Row.of(workspace, fit.plan))}
 
 
 def needs(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:

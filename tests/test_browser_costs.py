@@ -15,9 +15,14 @@ def see(page: Any, view: str) -> Any:
     """Open a view and return it."""
     button = page.get_by_role("tab", name=view, exact=True)
     button.click()
-    page.wait_for_function("e => e.getAttribute('aria-selected') === 'true'",
-                           arg=button.element_handle())
+    assert button.get_attribute("aria-selected") == "true", "it is chosen before it is counted"
+    counted(page)
     return page.locator(".view")
+
+
+def counted(page: Any) -> None:
+    """Until what is shown is new."""
+    page.wait_for_selector(".plan-root:not(.waits)")
 
 
 def sizes_for(page: Any, model: str) -> None:
@@ -73,13 +78,21 @@ def test_what_a_view_suggests_is_taken_and_undone(app: App, page: Any) -> None:
     page.wait_for_selector(".plan .v")
     start = page.locator(".plan .v").first.inner_text()
     fits = see(page, "What fits")
-    fits.get_by_label("Largest file, MiB").fill("0.3")
-    fits.get_by_label("Largest file, MiB").press("Enter")
+    limit = fits.get_by_label("Largest file, MiB")
+    for wrong, told in (("-5", "more than 0 MiB"), ("", "Write a size")):
+        limit.fill(wrong)
+        limit.press("Enter")
+        fits.get_by_text(told).wait_for()
+    limit.fill("0.3")
+    limit.press("Enter")
     row = fits.locator("tr", has=page.get_by_role("cell", name="LoKr", exact=True))
-    page.wait_for_selector(".view .stale", state="detached")
+    counted(page)
+    size = row.locator("td.n").nth(1).inner_text()
     row.get_by_role("button", name="use").click()
-    page.wait_for_function(
-        "parseFloat(document.querySelectorAll('.plan .v')[1].innerText) <= 0.3")
+    page.wait_for_function("size => document.querySelectorAll('.plan .v')[1].innerText === size",
+                           arg=size)
+    counted(page)
+    assert limit.input_value() == "0.3", "the limit stays what it was"
     assert page.get_by_label("LoKr", exact=True).is_checked()
     page.get_by_role("button", name="Undo").click()
     page.wait_for_function(f"text => {FIRST} === text", arg=start)
@@ -90,6 +103,76 @@ def test_what_a_view_suggests_is_taken_and_undone(app: App, page: Any) -> None:
     told.get_by_role("button", name="Apply").first.click()
     settled(app, "algo", '"loha"')
     page.get_by_role("button", name="Undo").click()
+    settled(app, "algo", '"lora"')
+
+
+def test_what_cannot_be_used_has_a_way_out(app: App, page: Any) -> None:
+    """The last figures stay, pale; the field is on another tab, and a click leads to it. What needs
+    no plan is there, and undoing too."""
+    tab(page, "Algorithm")
+    page.wait_for_selector(".plan .v")
+    start = page.locator(".plan .v").first.inner_text()
+    tab(page, "Train")
+    fill(page, "train.batch_size", "100000")
+    tab(page, "Algorithm")
+    wrong = page.locator(".problems")
+    wrong.get_by_text("Batch size is 100000; the most is").wait_for()
+    assert page.locator(".figures.past .v").first.inner_text() == start
+    assert page.get_by_role("tab", name="Memory", exact=True).is_disabled()
+    page.get_by_role("tab", name="Presets", exact=True).click()
+    page.locator(".view").get_by_label("Preset", exact=True).wait_for()
+    wrong.get_by_role("button", name="Show the field").click()
+    field = page.locator("[id='train.batch_size'] input")
+    page.wait_for_function("e => e === document.activeElement", arg=field.element_handle())
+    assert "2px" in field.evaluate("e => getComputedStyle(e).boxShadow"), "it is marked"
+    fill(page, "train.batch_size", "8")
+    page.get_by_text("Pictures", exact=True).last.click()
+    fill(page, "dataset.resolution", "")
+    page.get_by_text("Pictures", exact=True).last.click()
+    tab(page, "Algorithm")
+    fill(page, "network.dim", "0")
+    wrong.get_by_text("Dim is 0").wait_for()
+    wrong.locator("p", has_text="Resolution").get_by_role("button", name="Show the field").click()
+    field = page.locator("[id='dataset.resolution'] input")
+    field.wait_for()  # in a fold that was closed
+    fill(page, "dataset.resolution", "64")
+    tab(page, "Algorithm")
+    fill(page, "network.dim", "8")
+    wrong.wait_for(state="hidden")
+    see(page, "Every algorithm")
+
+
+def test_a_match_that_stays_far_off_is_asked_for_and_undone_with_all_options(app: App,
+                                                                            page: Any) -> None:
+    tab(page, "Algorithm")
+    page.wait_for_selector(".plan .v")
+    rows = see(page, "Every algorithm")
+
+    def equal(algo: str) -> None:
+        rows.locator("tr", has=page.get_by_role("cell", name=algo, exact=True)).get_by_role(
+            "button", name="make equal").click()
+
+    equal("SVDiff")
+    rows.get_by_text("comes no closer than").wait_for()
+    assert page.get_by_label("LoRA", exact=True).is_checked()
+    rows.get_by_role("button", name="Stay here").click()
+    equal("SVDiff")
+    rows.get_by_role("button", name="Switch to SVDiff all the same").click()
+    settled(app, "algo", '"svdiff"')
+    page.get_by_role("button", name="Undo").click()
+    settled(app, "algo", '"lora"')
+    counted(page)
+    equal("LoKr")
+    settled(app, "algo", '"lokr"')
+    page.get_by_text("The algorithm's own options").click()
+    factor = page.locator("[id='network.options.lokr.factor'] input").first
+    assert factor.input_value() != "-1"
+    page.get_by_role("button", name="Undo").click()
+    settled(app, "algo", '"lora"')
+    page.get_by_label("LoKr", exact=True).check(force=True)
+    settled(app, "algo", '"lokr"')
+    assert factor.input_value() == "-1"
+    page.get_by_label("LoRA", exact=True).check(force=True)
     settled(app, "algo", '"lora"')
 
 

@@ -65,7 +65,7 @@ lyco.parts.plan = ({element, props, trigger, watch}) => {
     wrong.hidden = !plan.problems;
     figures.classList.toggle("past", !!plan.problems);
     body.classList.toggle("past", !!plan.problems && !plan.data);
-    mark.textContent = bad.filter(({field}) => field).map(({field}) => `.gradio-container .pane [id="${field}"] :is(input, textarea) { box-shadow: 0 0 0 2px var(--bad) !important; }`).join("\n");
+    mark.textContent = bad.filter(({field}) => field).map(({field}) => `.gradio-container .pane [id="${field}"] :is(input, textarea) { box-shadow: inset 0 0 0 2px var(--bad) !important; }`).join("\n");
     if (!root.contains(pane)) fill(root, mark, wrong, figures, pane);
     if (plan.problems) told(plan);
     else head(plan);

@@ -30,7 +30,7 @@ lyco.views.dims = (root, data, {trigger, fresh}) => {
   if (fresh) {
     const canvas = h("canvas.curves", {tabIndex: 0, role: "application", "aria-label": "File size over dim, every algorithm: arrow keys walk, Enter takes"}), tip = h("div.tip", {hidden: true, "aria-live": "polite"});
     root.curves = new lyco.Curves(canvas, tip, (algo, dim) => trigger("apply", {values: {"network.algo": algo, "network.dim": dim, "network.options": {}}}));
-    fill(root, h("div.chart", {}, canvas, tip), h("p.note", {}, "File size in MiB over dim, both in powers of two, without metadata; the other settings as they are. A larger point is the dim on screen; algorithms without dim are level. Click a line, or walk with the arrow keys and press Enter, to take that algorithm and dim."));
+    fill(root, h("div.chart", {}, canvas, tip), h("p.note", {}, "File size over dim, both axes logarithmic, without metadata; the other settings as they are. A larger point is the dim on screen; algorithms without dim are level. Click a line, or walk with the arrow keys and press Enter, to take that algorithm and dim."));
   }
   root.curves.show(data);
 };
