@@ -177,8 +177,8 @@ def build_widget(leaf: Leaf, place: Place, value: Any,
     if leaf.type in (int, float):
         ranged = _is_ranged(leaf, place)
         step = place.step or knob.step or (1 if leaf.type is int else 0.01 if ranged else 0.0001)
-        number = gr.Number(value, placeholder=knob.none or None, buttons=[], step=step,
-                           elem_classes="ranged" if ranged else None, **common)
+        number = gr.Number(to_widget(leaf, value), placeholder=knob.none or None, buttons=[],
+                           step=step, elem_classes="ranged" if ranged else None, **common)
         if ranged:
             _range(number, leaf, place, step)
         return number
@@ -220,9 +220,14 @@ def _is_ranged(leaf: Leaf, place: Place) -> bool:
 
 
 def to_widget(leaf: Leaf, value: Any) -> Any:
-    """A setting's value as its widget shows it; text stays as it is."""
+    """A setting's value as its widget shows it; text stays as it is.
+
+    A number that may be empty is text then: what is null Gradio shows as 0 in a tab not yet opened.
+    """
     if isinstance(value, str):
         return value
+    if value is None and leaf.type in (int, float):
+        return ""
     if leaf.item_type is str:
         return "\n".join(value)
     if leaf.item_type is dict:

@@ -55,6 +55,10 @@ QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden",
                          "show_progress_on": []}
 
 
+# For events that draw the plan: one after the other, so that none overtakes a later one.
+IN_TURN: dict[str, Any] = {"concurrency_id": "plan", "concurrency_limit": 1}
+
+
 def on(event: Callable[..., Any] | Sequence[Callable[..., Any]], handler: Callable[..., Any] | None,
        **settings: Any) -> Any:
     """An event of this app, or several with one handler."""

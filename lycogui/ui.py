@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from starlette.middleware import Middleware
 
 from lycogui import routes, security, theme
 from lycogui.form import Form
-from lycogui.page import QUIET, Page, on
+from lycogui.page import IN_TURN, QUIET, Page, on
 from lycogui.parts import mount
 from lycogui.tabs import algorithm, base, compare, dataset, tools, train
 from lycogui.workspace import Workspace
@@ -50,21 +49,17 @@ def build(workspace: Workspace) -> gr.Blocks:
                                  if update != built.get(part)} or gr.skip(),
            outputs=page.form.inputs | page["asked"] | page["tools asked"]).then(
             page["refresh"], inputs=page.form.inputs, outputs=page["shown"], **QUIET,
-        ).then(None, js="() => { lyco.ready(); }")
+            **IN_TURN).then(None, js="() => { lyco.ready(); }")
     return blocks
 
 
 def show(updates: Mapping[Any, Any]) -> None:
-    """Build these parts as the updates have them.
-
-    Gradio leaves out what is None, and a number without a value shows 0. NaN becomes JSON's null.
-    """
+    """Build these parts as the updates have them."""
     for part, update in updates.items():
         given = update if isinstance(update, dict) else {"value": update}
         for name, value in given.items():
             if name != "__type__":
-                empty = value is None and isinstance(part, gr.Number)
-                setattr(part, name, math.nan if empty else value)
+                setattr(part, name, value)
 
 
 def launch_settings(workspace: Workspace, names: set[str]) -> dict[str, Any]:

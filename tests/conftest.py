@@ -46,6 +46,18 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[MARK] = mark
 
 
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+    """Fixtures may ask whether their test has failed."""
+    report = yield
+    if report.when == "call":
+        item.stash[FAILED] = report.failed
+    return report
+
+
 def make_base(folder: Path, *, cross: int = 16, prediction: str = "epsilon") -> Path:
     """An SD1-shaped diffusers folder of the real classes, with few random weights."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel

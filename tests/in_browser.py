@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import FAILED, ROOT
 
 CHROMIUM = next((path for path in ("/usr/bin/chromium", "/usr/bin/google-chrome",
                                    "/usr/bin/chromium-browser") if Path(path).exists()), None)
@@ -101,8 +101,9 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(app: App, browser: Any) -> Iterator[Any]:
-    """A fresh page that fails its test on script errors and on requests to anywhere else."""
+def page(app: App, browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A fresh page that fails its test on script errors and on requests to anywhere else; of a test
+    that failed there is a picture of it."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     context.set_default_timeout(60_000)
     opened = context.new_page()
@@ -113,6 +114,10 @@ def page(app: App, browser: Any) -> Iterator[Any]:
         ("http://127.0.0.1:", "data:", "blob:")) else None)
     visit(app, opened)
     yield opened
+    if request.node.stash.get(FAILED, False) and context.pages:
+        shot = app.folder / "failed.png"
+        context.pages[-1].screenshot(path=shot)
+        print(f"what the browser showed: {shot}")
     context.close()
     # The app was ended, or the page left while the client read an answer, which it then aborts.
     gone = ("net::ERR_", "network error", "Connection", "status of 422", "AbortError: signal is ab")

@@ -76,7 +76,7 @@ def test_what_an_algorithm_lacks_is_off_and_what_is_impossible_has_a_way_out(
     tab(page, "Algorithm")
     page.wait_for_selector(".plan .v")
     boft = page.locator("table.sizes tr", has=page.get_by_role("cell", name="BOFT", exact=True))
-    assert "set dim to 14 or more" in boft.inner_text()
+    assert "set it to 14 or more" in boft.inner_text()
     page.get_by_label("BOFT", exact=True).check()
     page.get_by_role("button", name="Set dim to 14").click()
     page.wait_for_function("document.querySelector('table.sizes tr.on td').innerText === 'BOFT'")

@@ -5,7 +5,7 @@ lyco.parts.plan = ({element, props, trigger, watch}) => {
   const root = element.querySelector(".plan-root"), body = h("div.view"), figures = h("div.pane.figures", {hidden: true});
   const wrong = h("div.pane.problems", {role: "alert", hidden: true}), mark = h("style");
   const ask = (what, given) => { root.classList.add("waits"); trigger(what, given); };
-  lyco.counted = () => { root.classList.remove("waits"); wanted = ""; if (props.value) choose(props.value.view); };  // or refused, which was told
+  lyco.counted = () => { root.classList.remove("waits"); wanted = props.value?.view || ""; choose(wanted); };  // or refused, which was told
   const figure = (value, unit, line, look = "") => h("div", {}, h(`div.v${look}`, {}, value, unit && h("small", {}, ` ${unit}`)), h("div.l.num", {}, line));
   const undo = h("button.link", {onclick: () => ask("undo")}, "Undo");
   const choose = view => tabs.forEach((tab, i) => {

@@ -16,7 +16,7 @@ from lycogui.describing import in_short
 from lycogui.form import OPTIONS, Form, labelled
 from lycogui.guard import shown, tell
 from lycogui.layout import tab_of
-from lycogui.page import Page, on
+from lycogui.page import IN_TURN, Page, on
 from lycogui.parts import mount
 from lycogui.wording import on_screen
 from lycogui.workspace import Workspace
@@ -76,7 +76,7 @@ def connect(page: Page) -> None:
                 gr.update(placeholder=plan.with_free_name(run).output.name), "")
 
     on([widget.change for widget in form.widgets.values()], refresh, inputs=form.inputs,
-       outputs=page["shown"], trigger_mode="always_last").then(
+       outputs=page["shown"], trigger_mode="always_last", **IN_TURN).then(
         None, js="() => { lyco.countEpoch?.(); }")
     page["refresh"] = refresh
     connect_options(page)
@@ -138,7 +138,7 @@ def connect_views(page: Page) -> None:
 
     for event, handler in ((view.look, look), (view.put, put), (view.unset, unset),
                            (view.measure, measure), (view.halt, halt)):
-        on(event, handler, inputs=form.inputs, outputs=view).failure(None, js=COUNTED)
+        on(event, handler, inputs=form.inputs, outputs=view, **IN_TURN).failure(None, js=COUNTED)
 
 
 def connect_changes(page: Page) -> None:
@@ -191,7 +191,7 @@ def connect_changes(page: Page) -> None:
     for event, handler in ((view.equal, equal), (view.apply, changing(applied)),
                            (view.take, changing(take)), (view.read, changing(read)),
                            (view.undo, undoing(page, others))):
-        on(event, handler, inputs=form.inputs, outputs=answers).failure(None, js=COUNTED)
+        on(event, handler, inputs=form.inputs, outputs=answers, **IN_TURN).failure(None, js=COUNTED)
     on(view.dim, possible, outputs=form.widgets["network.dim"])
 
 

@@ -14,7 +14,7 @@ import gradio as gr
 from lycogui import lesson, pace
 from lycogui.form import Form
 from lycogui.guard import shown, tell
-from lycogui.page import Page, on
+from lycogui.page import IN_TURN, Page, on
 from lycogui.pair import NAMES, Pair
 from lycogui.parts import mount
 from lycogui.wording import on_screen
@@ -105,7 +105,7 @@ def connect(page: Page) -> None:
         return gr.update(placeholder=plan.with_free_name(run).output.name)
 
     on(page["header"].ended, lambda values: page["refresh"](values)[0], inputs=form.inputs,
-       outputs=page["plan"], trigger_mode="always_last")
+       outputs=page["plan"], trigger_mode="always_last", **IN_TURN)
     on(weights.change, None, inputs=weights, outputs=page["start"], js="value => value")
     on(page["start"].clear, lambda: "", outputs=weights)
     on(page["train"].click, note, inputs=form.inputs, outputs=page["train note"])
