@@ -87,7 +87,19 @@ def peak(workspace: Workspace, made: Plan) -> dict[str, Any]:
     device = workspace.device
     facts, found = devices.look(device), predicted(workspace, made)
     return {"peak": found.peak, "missing": found.missing, "free": facts.free,
-            "device": "GPU" if device.type != "cpu" else "computer"}
+            "device": "GPU" if device.type != "cpu" else "computer",
+            "known": grounds(made, facts.name)}
+
+
+def grounds(made: Plan, device: str) -> str:
+    """What a prediction of memory rests on."""
+    runs = machine.measured_runs(made, device)
+    if not runs:
+        return "Predicted; no run on this base has been measured here yet."
+    share = machine.correction(made, device)
+    counted = "one run" if runs == 1 else f"{runs} runs"
+    return (f"Predicted, and corrected by {counted} on this base here: measured memory was "
+            f"{share:.2f} of what was predicted.")
 
 
 def predicted(workspace: Workspace, made: Plan) -> memory.Memory:
@@ -190,6 +202,7 @@ def needs(workspace: Workspace, made: Plan, asked: Asked) -> dict[str, Any]:
     found = memory.predict(made, device.type, correction=share)
     saved, enough = relief.savings(made, device.type, free=facts.free, correction=share)
     return {**found.data(), "free": facts.free, "total": facts.total, "name": facts.name,
+            "known": grounds(made, facts.name),
             "at": f"at batch size {made.config.train.batch_size}, "
                   f"{made.config.dataset.resolution} px",
             "enough": enough, "savings": [

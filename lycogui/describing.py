@@ -9,7 +9,7 @@ from lycogui.wording import option_label
 from lycoris import algorithms, choose, knobs
 from lycoris.config import LEAVES
 from lycoris.plan import Plan
-from lycoris.presets import PARTS, Selection
+from lycoris.presets import PARTS
 from lycoris.settings import NetworkConfig
 
 # What people call the modules that presets name; a class that is not here is shown by its name.
@@ -67,18 +67,8 @@ def layers_of(made: Plan) -> dict[str, Any]:
             kinds[MODULES.get(target, target)] = total + count, [*names, target]
     more = ([f"{len(chosen.overrides):,} layers have settings of their own."]
             if chosen.overrides else [])
-    return {"said": _taken(chosen), "parts": parts, "more": [*more, *chosen.notes],
+    return {"said": f"Layers {chosen.said}", "parts": parts, "more": [*more, *chosen.notes],
             "kinds": [[label, count, ", ".join(names)] for label, (count, names) in kinds.items()]}
-
-
-def _taken(chosen: Selection) -> str:
-    """ "Layers “full”: all 83 of the UNet and all 18 of the text encoder." """
-    said = []
-    for part, offered in chosen.offered.items():
-        count, name = chosen.counts.get(part, 0), PARTS.get(part, part)
-        said.append(f"all {count:,} of the {name}" if count == offered else
-                    f"{count:,} of the {name}'s {offered:,}" if count else f"none of the {name}")
-    return f"Layers “{chosen.preset}”: {', '.join(said[:-1])}{' and ' * (len(said) > 1)}{said[-1]}."
 
 
 def said_of(path: str, value: Any) -> str:

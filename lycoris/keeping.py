@@ -33,6 +33,7 @@ from .plan import Plan, facts_of, shows_thumbnail
 from .progress import Progress as Told
 from .progress import Stopped
 from .provenance import Deed
+from .runs import RunFolder
 from .writing import Writing
 
 
@@ -144,7 +145,10 @@ class Keeper:
     def _save_adapter(self, path: Path, progress: Progress, writing: Writing) -> Path:
         run, plan = self.plan.config, self.plan
         dtype = tensorfile.DTYPES[run.output.dtype]
-        facts = replace(facts_of(run, plan.presented), step=progress.step,
+        facts = facts_of(run, plan.presented)
+        if (own := RunFolder(self.where).preset_file).is_file():  # as the run began with it
+            facts = replace(facts, preset=own.read_text("utf-8"))
+        facts = replace(facts, step=progress.step,
                         loss=progress.loss_avg, started=progress.started,
                         finished=time.time(), session=progress.session,
                         thumbnail=self._thumbnail())

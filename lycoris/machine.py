@@ -81,6 +81,12 @@ def correction(plan: Plan, device: str) -> float:
     return found["ratio"] if found else 1.0
 
 
+def measured_runs(plan: Plan, device: str) -> int:
+    """How many runs that correction comes from."""
+    found = _read(path_of(plan))["memory"].get(_memory_key(plan, device))
+    return found["runs"] if found else 0
+
+
 def learn_memory(plan: Plan, device: str, predicted: int, measured: int) -> None:
     """Half of what was known, half of what was seen."""
     if predicted <= 0 or measured <= 0:

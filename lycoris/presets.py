@@ -66,14 +66,23 @@ class Selection:
         return _counted(self.layers)
 
     @property
+    def said(self) -> str:
+        """How many of each part, as in: “full”: all 83 of the UNet and all 18 of the text encoder.
+        """
+        said = []
+        for part, offered in self.offered.items():
+            count, name = self.counts.get(part, 0), PARTS.get(part, part)
+            said.append(f"all {count:,} of the {name}" if count == offered else
+                        f"{count:,} of the {name}'s {offered:,}" if count else
+                        f"none of the {name}")
+        return f"“{self.preset}”: {', '.join(said[:-1])}{' and ' * (len(said) > 1)}{said[-1]}."
+
+    @property
     def taken(self) -> str:
         """What was matched, in sentences: by part, and by target in the preset's order."""
-        listed = ", ".join(
-            f"{self.counts.get(part, 0)} of {count} in the "
-            f"{PARTS.get(part, part)}" for part, count in self.offered.items())
-        said = [f"Of the layers {self.preset} takes {listed}."]
+        said = [self.said]
         if named := [f"{text} ({count})" for text, count in self.matched.items() if count]:
-            said.append(f"By target: {_listed(named)}.")
+            said.append(f"Matched by name or class: {_listed(named)}.")
         if self.overrides:
             said.append(f"{len(self.overrides)} layers have settings of their own.")
         return " ".join([*said, *self.notes])

@@ -264,3 +264,4 @@ def test_a_broken_file_of_the_machine_is_begun_anew(settings: Settings) -> None:
     assert machine.correction(made, "x") == pytest.approx(1.2)
     machine.learn_memory(made, "x", 100, 900)
     assert machine.correction(made, "x") == pytest.approx(1.6), "half old, half the limit"
+    assert machine.measured_runs(made, "x") == 2 and machine.measured_runs(made, "y") == 0

@@ -24,7 +24,17 @@ from lycogui.layout import SECTIONS
 from lycogui.page import Page
 from lycogui.tabs import algorithm, compare, dataset
 from lycogui.workspace import Workspace
-from lycoris import algorithms, choose, config, contestants, events, knobs, plan
+from lycoris import (
+    algorithms,
+    choose,
+    config,
+    contestants,
+    devices,
+    events,
+    knobs,
+    machine,
+    plan,
+)
 from lycoris.config import LEAVES
 from lycoris.errors import AdapterError, ConfigError, DatasetError, RunError
 from lycoris.runs import RunFolder
@@ -403,6 +413,17 @@ def test_the_plan_card(workspace: Workspace) -> None:
     assert "problem" not in rows["loha"] and rows["loha"]["bytes"] == plan.make(knobs.replace(
         workspace.config, {"network.algo": "loha"})).sizes.file_bytes_with_metadata
     json.dumps(found)
+
+
+def test_memory_says_what_it_rests_on(workspace: Workspace) -> None:
+    made = workspace.plan(workspace.config)
+    before = costs.peak(workspace, made)
+    assert "no run on this base has been measured" in before["known"]
+    machine.learn_memory(made, devices.look(workspace.device).name, 100, 120)
+    after = costs.peak(workspace, made)
+    assert after["peak"] > before["peak"]
+    assert "corrected by one run" in after["known"] and "1.20" in after["known"]
+    assert costs.needs(workspace, made, costs.Asked())["known"] == after["known"]
 
 
 def test_an_impossible_dim_has_a_way_out(workspace: Workspace,

@@ -298,13 +298,13 @@ def test_targets_of_absent_parts_are_passed_over() -> None:
 
 def test_the_selection_in_words() -> None:
     assert built_in("attn-mlp").text == (
-        "Of the layers attn-mlp takes 192 of 282 in the UNet, 72 of 72 in the text encoder. By "
-        "target: Transformer2DModel (192), CLIPAttention (48), CLIPMLP (24).")
+        "“attn-mlp”: 192 of the UNet's 282 and all 72 of the text encoder. Matched by name or "
+        "class: Transformer2DModel (192), CLIPAttention (48), CLIPMLP (24).")
     many = [f"Block{number}" for number in range(9)]
     text = take(unet_target_module=["Attention", *many], lora_prefix="x",
                 module_algo_map={"SelfAttention": {"dim": 2}}).text
     assert text == (
-        "Of the layers mine takes 128 of 282 in the UNet, 0 of 72 in the text encoder. By target: "
+        "“mine”: 128 of the UNet's 282 and none of the text encoder. Matched by name or class: "
         "Attention (128). 64 layers have settings of their own. lora_prefix is not used: the "
         "family says how keys begin. Nothing matched: Block0, Block1, Block2, Block3, Block4, "
         "Block5 and 3 more.")

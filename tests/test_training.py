@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nursery import same
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lycoris import (
@@ -87,11 +89,6 @@ def train_asking(run: Config, step: int, what: list[set[str]]
 
 def of(seen: list[events.Event], kind: type) -> list[Any]:
     return [event for event in seen if isinstance(event, kind)]
-
-
-def same(a: Path, b: Path) -> bool:
-    left, right = load_file(a), load_file(b)
-    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
 def test_a_run_leaves_what_it_says(settings: Settings) -> None:
@@ -170,6 +167,24 @@ def _equal(a: list[Any], b: list[Any]) -> bool:
         return bool(x == y)
 
     return len(a) == len(b) and all(map(one, a, b))
+
+
+def test_an_adapter_names_the_preset_it_was_trained_with(settings: Settings, tmp_path: Path,
+                                                         ) -> None:
+    """One's own preset is edited while its run goes on."""
+    preset = tmp_path / "mine.toml"
+    preset.write_text(text := 'unet_target_name = ["to_k"]', "utf-8")
+    made = plan.make(settings(f"network.preset={preset}", "train.steps=2"))
+    folder = plan.create(made)
+
+    def edited() -> set[str]:
+        preset.write_text('unet_target_name = ["to_v"]', "utf-8")
+        return set()
+
+    ended = trainer.run(made, folder.path, lambda event: None, edited)
+    with safe_open(folder.path / ended.path, "pt") as file:
+        assert file.metadata()["lycogui_preset"] == text
+        assert all("to_k" in key for key in file.keys())  # noqa: SIM118
 
 
 def test_all_algorithms_see_the_same(settings: Settings) -> None:

@@ -28,8 +28,11 @@ lyco.parts.plan = ({element, props, trigger, watch}) => {
     undo.title = plan.undo ? `Back to ${plan.undo}` : "";
   };
 
-  const memory = ({memory: {peak, free, missing, device}, batch, side}) => figure(...lyco.size(peak).split(" "),
-    `${missing ? "of memory at least" : "peak memory"} at batch size ${lyco.count(batch)}, ${lyco.count(side)} px; ${lyco.size(free)} free on this ${device}`, peak > free ? ".warn" : "");
+  const memory = ({memory: {peak, free, missing, device, known}, batch, side}) => {
+    const shows = figure(...lyco.size(peak).split(" "), `${missing ? "of memory at least" : "peak memory, predicted,"} at batch size ${lyco.count(batch)}, ${lyco.count(side)} px; ${lyco.size(free)} free on this ${device}`, peak > free ? ".warn" : "");
+    shows.title = known;
+    return shows;
+  };
 
   const head = plan => {
     time.show(plan);

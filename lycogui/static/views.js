@@ -75,7 +75,7 @@ lyco.views.needs = (root, data, {trigger}) => {
     h("td", {}, s.text), h("td.n", {}, lyco.size(s.bytes)), h("td.n", {}, lyco.size(s.peak)),
     h("td", {}, h("button", {onclick: () => take([s])}, "apply"))))));
   fill(root,
-    h("p.note", {}, h("b", {}, lyco.size(data.peak)), ` ${data.at}, at the highest moment, ${data.phase}; `, h("b", {}, lyco.size(data.free)), ` of ${lyco.size(data.total)} are free on ${data.name}.`),
+    h("p.note", {}, h("b", {}, lyco.size(data.peak)), ` ${data.at}, at the highest moment, ${data.phase}; `, h("b", {}, lyco.size(data.free)), ` of ${lyco.size(data.total)} are free on ${data.name}. ${data.known}`),
     data.missing ? h("p.note.warn", {}, data.missing) : null,
     lyco.memoryBar(data, items),
     h("table.algos.items", {}, h("tbody", {}, ...items.map(item => h("tr", {}, h("td", {}, item.bytes > 0 ? h(`i.swatch.${item.look}`) : h("i.swatch"), item.name), h("td.n", {}, lyco.size(item.bytes)))),
