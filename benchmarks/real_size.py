@@ -11,6 +11,7 @@ peak of memory beside lycoris.memory's prediction. For SDXL on 12 GB: preset=per
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import sys
@@ -49,8 +50,16 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     from lycoris import config, devices, events, memory, plan, trainer
 
     side = options.side or SIDES[options.family]
-    base = random_model.make(folder / "base", options.family, narrow=options.narrow,
-                             dtype=torch.float16 if options.dtype == "fp16" else torch.float32)
+    base = folder / "base"
+    dtype = torch.float16 if options.dtype == "fp16" else torch.float32
+    # In a process of its own: what the heap kept of it would count as there before the run.
+    maker = multiprocessing.get_context("spawn").Process(
+        target=random_model.make, args=(base, options.family),
+        kwargs={"narrow": options.narrow, "dtype": dtype})
+    maker.start()
+    maker.join()
+    if maker.exitcode:
+        sys.exit("The model could not be made; what is above says why.")
     shown = random_model.pictures(folder / "pictures", 8, side)
     run = config.load(None, [
         f"dataset.resolution={side}", "sample.every=0", "train.checkpoint_every=0",

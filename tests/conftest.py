@@ -96,11 +96,17 @@ def make_base(folder: Path, *, cross: int = 16, prediction: str = "epsilon") -> 
     return folder
 
 
+# Of the files that take minutes, the longest first.
+LONG = ("story", "browser", "cli", "browser_tools", "training", "jobs", "browser_costs")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with long tests first: a core that gets one last would keep all others waiting."""
-    long = {item.path for item in items
+    long = [ROOT / "tests" / f"test_{name}.py" for name in LONG]
+    slow = {item.path for item in items
             if item.get_closest_marker("slow") or item.get_closest_marker("browser")}
-    items.sort(key=lambda item: item.path not in long)
+    items.sort(key=lambda item: long.index(item.path) if item.path in long else
+               len(long) + (item.path not in slow))
 
 
 @pytest.fixture(scope="session")
@@ -169,4 +175,4 @@ def workspace(settings: Callable[..., config.Config], tmp_path: Path) -> Iterato
     made.jobs.close()
 
 
-from in_browser import app, browser, page  # noqa: E402, F401  (fixtures; it needs ROOT)
+from in_browser import app, browser, context, page  # noqa: E402, F401  (fixtures; needs ROOT)

@@ -100,12 +100,19 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
+@pytest.fixture(scope="module")
+def context(app: App, browser: Any) -> Iterator[Any]:
+    """One cache for all pages of a file; what else a browser keeps, the app keeps by page."""
+    made = browser.new_context(viewport={"width": 1280, "height": 800})
+    made.set_default_timeout(60_000)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def page(app: App, browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+def page(app: App, context: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     """A fresh page that fails its test on script errors and on requests to anywhere else; of a test
     that failed there is a picture of it."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(60_000)
     opened = context.new_page()
     wrong: list[str] = []
     opened.on("pageerror", lambda error: wrong.append(str(error)))
@@ -118,7 +125,8 @@ def page(app: App, browser: Any, request: pytest.FixtureRequest) -> Iterator[Any
         shot = app.folder / "failed.png"
         context.pages[-1].screenshot(path=shot)
         print(f"what the browser showed: {shot}")
-    context.close()
+    for each in context.pages:
+        each.close()
     # The app was ended, or the page left while the client read an answer, which it then aborts.
     gone = ("net::ERR_", "network error", "Connection", "status of 422", "AbortError: signal is ab")
     wrong = [text for text in wrong if not any(word in text for word in gone)]

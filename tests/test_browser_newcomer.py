@@ -21,6 +21,9 @@ def test_a_model_a_folder_and_a_name(app: App, page: Any, tmp_path: Path) -> Non
     tab(page, "Algorithm")
     fill(page, "network.dim", "4")  # chosen before: it stays
     settled(app, "dim", "4")
+    tab(page, "Compare")
+    fill(page, "sample.steps", "2")  # the same; the first samples are soon painted
+    settled(app, "\nsteps", "2\n")
     page.locator("#header .chip").first.click()
     fill(page, "model.base", str(model))
     page.get_by_text("Undo is on the Algorithm tab").wait_for()

@@ -30,7 +30,7 @@ from lycoris.settings import Config
 
 pytestmark = pytest.mark.slow
 
-SEEDS = (11, 12, 13, 14, 15, 16)
+SEEDS = (11, 12, 13, 14, 15)
 KNOWN = ("a zorb on grass", "a zorb at night", "a zorb on a blue background")
 NEW = ("a zorb on a red background", "a zorb by the sea")  # in no training picture
 OTHER = ("a red circle on a white background", "a blue house on grass", "a yellow star at night")
@@ -72,9 +72,10 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    """`python -m lycoris demo`: both trainings with the settings a newcomer gets, and the grid."""
+    """`python -m lycoris demo`: both trainings with the settings a newcomer gets, and the grid;
+    without the samples between steps, which take a while."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    assert main(["demo", "--out", str(folder)]) == 0
+    assert main(["demo", "--out", str(folder), "sample.every=0"]) == 0
     run = config.load()
     model = families.open_base(config.find(run.model.base)).load(torch.device("cpu"),
                                                                  torch.float32)

@@ -44,7 +44,7 @@ lyco.Curves = class extends lyco.Chart {
     const {canvas, data} = this, all = data.lines.flatMap(line => line.points);
     const log = Math.log2, dims = all.map(p => log(p[0])), sizes = all.map(p => log(p[1]));
     const [left, right] = [Math.min(...dims), Math.max(...dims)], [low, high] = [Math.floor(Math.min(...sizes)), Math.ceil(Math.max(...sizes))];
-    const box = {left: 64, right: canvas.clientWidth - 92, top: 12, bottom: canvas.clientHeight - 30};
+    const box = {left: 72, right: canvas.clientWidth - 76, top: 12, bottom: canvas.clientHeight - 30};
     return {box, left, right, low, high,
       x: dim => box.left + (box.right - box.left) * (log(dim) - left) / (right - left || 1),
       y: bytes => box.bottom - (box.bottom - box.top) * (log(bytes) - low) / (high - low || 1)};
@@ -82,11 +82,17 @@ lyco.Curves = class extends lyco.Chart {
   }
 
   grid(g, {box, left, right, low, high, x, y}, ink, line) {
-    const powers = this.steps(high - low, Math.max(1, Math.ceil((high - low) / 9))).map(step => 2 ** (low + step));
-    this.levels(g, powers, {...box, y, ink, line, gap: 8, write: bytes => `${+(bytes / 2 ** 20).toPrecision(2)} MiB`});
+    this.levels(g, this.decades(low, high), {...box, y, ink, line, gap: 8, write: bytes => lyco.size(bytes).replace(".0 ", " ")});
     g.textAlign = "center";
     for (let power = Math.ceil(left); power <= right; power++) g.fillText(String(2 ** power), x(2 ** power), box.bottom + 16);
     g.textAlign = "right"; g.fillText("dim", box.left - 8, box.bottom + 16);
+  }
+
+  /* 10 KiB, 100 KiB, 1 MiB, 10 MiB and so on between two powers of two; with 3 and 30 between them where that leaves few. */
+  decades(low, high) {
+    const within = digits => [10, 20, 30, 40].flatMap(unit => digits.map(digit => digit * 2 ** unit)).filter(bytes => bytes >= 2 ** low && bytes <= 2 ** high);
+    const few = within([1, 10, 100]);
+    return few.length > 3 ? few : within([1, 3, 10, 30, 100, 300]);
   }
 
   /* At the end of each line its name, moved apart where several end together. */
@@ -96,9 +102,16 @@ lyco.Curves = class extends lyco.Chart {
     for (const end of ends) { end.py = Math.max(end.py, above + 13); above = end.py; }
     const low = box.bottom + 2;
     for (let i = ends.length - 1, under = low; i >= 0; i--) { ends[i].py = Math.min(ends[i].py, under); under = ends[i].py - 13; }
+    const dims = this.data.lines.flatMap(line => line.points.map(([dim]) => dim)), first = Math.min(...dims), last = Math.max(...dims);
     g.textAlign = "left"; g.textBaseline = "middle";
     for (const {line, py} of ends) {
       g.fillStyle = line.algo === this.data.chosen ? accent : ink;
+      const end = box.left + (box.right - box.left) * (line.fixed ? 1 : Math.log2(line.points.at(-1)[0] / first) / Math.log2(last / first || 2));
+      if (Math.abs(py - y(line.points.at(-1)[1])) > 2 || end < box.right - 2) {  // moved apart, or a line that ends earlier: a thread leads there
+        g.strokeStyle = g.fillStyle; g.globalAlpha = .45; g.lineWidth = 1; g.setLineDash([1, 3]);
+        g.beginPath(); g.moveTo(end + 3, y(line.points.at(-1)[1])); g.lineTo(box.right + 5, py); g.stroke();
+        g.setLineDash([]); g.globalAlpha = 1;
+      }
       g.fillText(line.label, box.right + 8, py);
     }
     g.textBaseline = "alphabetic";
