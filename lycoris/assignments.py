@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from . import algorithms, knobs, presets
 from .algorithms import Algorithm, Cost, Layer, Problem, Shape, elements
 from .config import LEAVES, RULE_KEYS
 from .errors import ConfigError
 from .families import Family, need_layers
-from .presets import Selection
+from .presets import Preset, Selection
 from .registry import pick
 from .settings import NetworkConfig
 
@@ -155,9 +156,8 @@ class Assigner:
         return made if made is not None and layer.kind in made.kinds else None
 
     def decide(self, layer: Layer, rule: Rule) -> tuple[Algorithm | None, bool]:
-        """(the layer's algorithm or None, is it possible there?): once for all layers of a shape.
-        """
-        key = (id(rule), layer.kind, layer.shape)
+        """(the layer's algorithm or None, is it possible there?): once for all layers of a form."""
+        key = (id(rule), layer.form)
         found = self._decided.get(key)
         if found is None:
             algorithm = None if rule.exclude else self.algorithm(layer, rule)
@@ -272,12 +272,16 @@ def assign(layers: Iterable[Layer], network: NetworkConfig, key: Callable[[Layer
     assigner = Assigner(network, overrides)
     alike = not (assigner.rules or assigner.overrides)
     rule, extras = assigner.plain, assigner.extras
+    decided: dict[int, tuple[Algorithm | None, bool]] = {}
     found: list[Assignment] = []
     impossible: list[tuple[Algorithm, Rule, Layer]] = []
     for layer in layers:
         if not alike:
             rule = assigner.rule(layer)
-        algorithm, possible = assigner.decide(layer, rule)
+            decision = assigner.decide(layer, rule)
+        elif (decision := decided.get(layer.form)) is None:
+            decision = decided[layer.form] = assigner.decide(layer, rule)
+        algorithm, possible = decision
         if algorithm is None:
             continue
         if not possible:
@@ -293,13 +297,20 @@ def assign_family(family: Family, network: NetworkConfig) -> list[Assignment]:
     """The assignments a run on this base model trains; ConfigError where nothing would be."""
     chosen = select(family, network)
     found = assign(chosen.layers, network, family.key, chosen.overrides)
-    need_layers([a.layer for a in found], network.preset)
+    need_layers(found, network.preset)
     return found
+
+
+# {an opened base model: {(are text encoders to learn?, preset): what that takes}}
+_SELECTED: WeakKeyDictionary[Family, dict[tuple[bool, Preset], Selection]] = WeakKeyDictionary()
 
 
 def select(family: Family, network: NetworkConfig) -> Selection:
     """What the preset takes of the parts that are to learn."""
-    layers = tuple(layer for layer in family.layers
-                   if network.text_encoder or not layer.part.startswith("text_encoder"))
-    kind = type(family)
-    return presets.select(kind, layers, presets.find(network.preset, kind))
+    kind, kept = type(family), _SELECTED.setdefault(family, {})
+    key = network.text_encoder, presets.find(network.preset, kind)
+    if key not in kept:
+        layers = tuple(layer for layer in family.layers
+                       if network.text_encoder or not layer.part.startswith("text_encoder"))
+        kept[key] = presets.select(kind, layers, key[1])
+    return kept[key]

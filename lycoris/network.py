@@ -64,7 +64,7 @@ class LycorisNetwork(nn.Module):
             target = modules[assignment.layer.part].get_submodule(assignment.layer.name)
             adapter = Adapter(assignment)
             with torch.random.fork_rng(devices=[]):  # the start is each layer's own, on the CPU
-                torch.manual_seed(streams.number(seed, "init", assignment.key))
+                streams.seed_globals(torch.device("cpu"), seed, "init", assignment.key)
                 weight = quantised.weight_of(target).detach().to("cpu", torch.float32)
                 adapter.derive(weight)
                 if source is None:

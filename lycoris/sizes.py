@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from . import tensorfile
-from .algorithms import Shape, elements
+from .algorithms import Layer, Shape, elements
 from .assignments import Assignment
 from .settings import NetworkConfig
 
@@ -83,25 +84,24 @@ def measure(assignments: Sequence[Assignment], dtype: str,
     `metadata` is as long in every dtype. Layers of one shape that share an adapter are looked at
     once.
     """
-    pieces: dict[tuple, Piece] = {}
-    times: dict[tuple, int] = {}
+    pieces: dict[tuple[int, int, int], tuple[Piece, Layer]] = {}
+    counted: list[tuple[int, int, int]] = []
     lengths: int = 0
     counts: list[int] = []
     for each in sorted(assignments, key=_place):
-        layer, place, algorithm, extras, *_ = each
-        key = (id(algorithm), layer.shape, layer.bias, layer.part, layer.kind, id(extras))
-        own = pieces.get(key)
-        if own is None:
-            own, times[key] = pieces.setdefault(key, piece(each)), 0
-        times[key] += 1
-        lengths += own.suffixes + len(place) * len(own.counts)
+        key = (id(each[2]), id(each[3]), each[0].form)  # algorithm, extras, layer
+        counted.append(key)
+        if (found := pieces.get(key)) is None:
+            found = pieces[key] = piece(each), each.layer
+        own = found[0]
+        lengths += own.suffixes + len(each[1]) * len(own.counts)
         counts += own.counts
+    times = Counter(counted)
     by_part: dict[str, Group] = {}
     by_kind: dict[str, Group] = {}
-    for key, own in pieces.items():
-        _, shape, _, part, sort, _ = key
-        group, kind = own.group * times[key], _kind(sort, shape)
-        by_part[part] = by_part.get(part, Group()) + group
+    for key, (own, layer) in pieces.items():
+        group, kind = own.group * times[key], _kind(layer.kind, layer.shape)
+        by_part[layer.part] = by_part.get(layer.part, Group()) + group
         by_kind[kind] = by_kind.get(kind, Group()) + group
     total = sum(by_part.values(), Group())
     every, told = {}, tensorfile.metadata_length(metadata)

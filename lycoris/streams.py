@@ -22,6 +22,19 @@ def generator(seed: int, *keys: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(number(seed, *keys))
 
 
+def seed_globals(device: torch.device, seed: int, *keys: int | str) -> None:
+    """For what draws from the global generators, such as dropout: the CPU's and the device's.
+
+    torch.manual_seed also leaves word, with the whole stack as text, for every kind of device that
+    has not been used yet: milliseconds each time.
+    """
+    state = number(seed, *keys)
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(state)
+    else:
+        torch.manual_seed(state)
+
+
 def uniform(seed: int, *keys: int | str) -> float:
     """One number in [0, 1)."""
     return number(seed, *keys) / 2**63

@@ -265,7 +265,7 @@ class Session:
     def loss(self, step: int, piece: int) -> Tensor:
         """What one piece of a step adds to its batch's mean loss, with its graph."""
         micro, seed = piece // self.parts, self.plan.config.train.seed
-        torch.manual_seed(streams.number(seed, "dropout", step, *([micro] if micro else [])))
+        streams.seed_globals(self.device, seed, "dropout", step, *([micro] if micro else []))
         batch, share = self._batch(step, piece)
         return self.lesson.loss(batch) * share
 

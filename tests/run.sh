@@ -26,6 +26,8 @@ if ! command -v chromium >/dev/null 2>&1 && command -v apt-get >/dev/null 2>&1 &
   apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null ||
     echo "chromium could not be installed; the browser tests will be skipped"
 fi
+# Many tests start processes of ours; where nothing may be kept each would compile all its modules.
+unset PYTHONDONTWRITEBYTECODE
 # File by file on up to four cores, the long files first (conftest.py); a core each, else they wait
 # for one another.
 export OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

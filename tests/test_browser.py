@@ -238,6 +238,9 @@ def test_another_base_model(app: App, page: Any, small_base: Path) -> None:
 
 def test_a_pair_is_trained_watched_and_compared(app: App, page: Any) -> None:
     """One click; the tab is closed meanwhile; a new one shows the same and compares the two."""
+    tab(page, "Compare")
+    fill(page, "sample.steps", "4")  # for the samples while training too
+    settled(app, "steps", "4")
     tab(page, "Train")
     page.locator("#train-pair").click()
     page.locator(".run span", has_text=f"of {STEPS}").first.wait_for(timeout=90_000)
@@ -266,8 +269,6 @@ def test_a_pair_is_trained_watched_and_compared(app: App, page: Any) -> None:
     page.locator("#paint").wait_for()
     chosen = page.locator("#contestants").inner_text()
     assert "zorb-lora" in chosen and "zorb-loha" in chosen and "base" in chosen
-    fill(page, "sample.steps", "4")
-    settled(app, "steps", "4")
     page.locator("#paint").click()
     page.wait_for_function("document.querySelectorAll('.empty-cell').length > 0")
     page.get_by_role("link", name="Save grid").wait_for(timeout=90_000)

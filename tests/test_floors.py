@@ -16,7 +16,7 @@ FLOORS = {
     1: ("errors", "durable", "knobs", "settings", "units", "words", "config", "events", "runs",
         "runpresets"),
     2: ("original", "modelfiles", "chosen",
-        "registry", "known", "streams", "crew", "tensorfile", "schedules",
+        "registry", "known", "layers", "streams", "crew", "tensorfile", "schedules",
         "objectives", "optimizers",
         "samplers", "devices", "guideline", "algorithms", "families", "captioners", "presetfile",
         "presets", "swapping", "unetnames", "paths", "effort", "products", "quantised", "lowrank",

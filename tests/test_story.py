@@ -30,7 +30,7 @@ from lycoris.settings import Config
 
 pytestmark = pytest.mark.slow
 
-SEEDS = (11, 12, 13, 14, 15)
+SEEDS = (11, 12, 13, 14)
 KNOWN = ("a zorb on grass", "a zorb at night", "a zorb on a blue background")
 NEW = ("a zorb on a red background", "a zorb by the sea")  # in no training picture
 OTHER = ("a red circle on a white background", "a blue house on grass", "a yellow star at night")
@@ -72,11 +72,13 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    """`python -m lycoris demo`: both trainings with the settings a newcomer gets, and the grid;
-    without the samples between steps, which take a while."""
+    """`python -m lycoris demo`: both trainings and the grid, in less time than with a newcomer's
+    settings, which must do at least as well: half the steps, shorter sampling, no samples between.
+    """
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    assert main(["demo", "--out", str(folder), "sample.every=0"]) == 0
-    run = config.load()
+    run = config.load(None, ["sample.every=0", "sample.steps=15"])
+    assert main(["demo", "--out", str(folder), "sample.every=0", "sample.steps=15",
+                 f"train.steps={run.train.steps // 2}"]) == 0
     model = families.open_base(config.find(run.model.base)).load(torch.device("cpu"),
                                                                  torch.float32)
     yield Story(folder, run, model, load_checker())

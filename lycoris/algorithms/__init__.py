@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -19,10 +18,10 @@ from .. import knobs
 from ..effort import Cost, folds
 from ..errors import ConfigError
 from ..guideline import Guide
+from ..layers import Layer, Shape, elements
 from ..products import Change, Thin, rank_mask
 from ..registry import discover, pick
 
-Shape = tuple[int, ...]
 Tensors = Mapping[str, Tensor]
 Operator = Callable[[Tensor, Tensor], Tensor]
 
@@ -34,48 +33,6 @@ class Problem:
 
     text: str
     setting: str = "dim"
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A fact about one layer of a base model; no tensor.
-
-    `shape` is the weight's in torch's order: (out, in) for linear, (out, in / groups, *kernel) for
-    conv, (channels,) for norm. `part` says which module of the model it belongs to, `written` its
-    path in an adapter file where that is another than its name.
-    """
-
-    name: str
-    kind: str
-    shape: Shape
-    bias: bool = True
-    part: str = ""
-    written: str = ""
-
-    def __hash__(self) -> int:
-        return hash((self.part, self.name))  # whole models are looked up by their layers
-
-    @property
-    def out(self) -> int:
-        return self.shape[0]
-
-    @property
-    def inp(self) -> int:
-        return self.shape[1]
-
-    @property
-    def kernel(self) -> Shape:
-        return self.shape[2:]
-
-    @property
-    def fan_in(self) -> int:
-        """Inputs of one output: in / groups times the kernel's positions."""
-        return elements(self.shape[1:])
-
-    @cached_property
-    def is_spatial(self) -> bool:
-        """A convolution larger than 1x1: it has its own dim and alpha."""
-        return any(side != 1 for side in self.kernel)
 
 
 @dataclass(frozen=True)
@@ -370,13 +327,6 @@ def read_options(algo: str, values: Mapping[str, Any], field: str = "network.opt
     if problems:
         raise ConfigError(problems)
     return kind(**ready)
-
-
-def elements(shape: Shape) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def factorization(dimension: int, factor: int = -1) -> tuple[int, int]:

@@ -373,6 +373,6 @@ def layers_of(module: nn.Module, part: str = "",
     return found
 
 
-def need_layers(layers: Sequence[Layer], preset: str) -> None:
-    if not layers:
+def need_layers(found: Sequence[Any], preset: str) -> None:
+    if not found:
         raise ConfigError({"network.preset": f"the preset {preset} matches no layer of this model"})
