@@ -123,7 +123,6 @@ class Assigner:
             algorithms.all_entries()["norm"]() if network.train_norm else None)
         self._made: dict[tuple[int, bool], Algorithm | None] = {}
         self._said: dict[tuple, Rule] = {}  # kept, since _made knows rules by their identity
-        self._decided: dict[tuple, tuple[Algorithm | None, bool]] = {}
 
     def rule(self, layer: Layer) -> Rule:
         """The first rule that matches, else what the preset says, else none."""
@@ -156,14 +155,9 @@ class Assigner:
         return made if made is not None and layer.kind in made.kinds else None
 
     def decide(self, layer: Layer, rule: Rule) -> tuple[Algorithm | None, bool]:
-        """(the layer's algorithm or None, is it possible there?): once for all layers of a form."""
-        key = (id(rule), layer.form)
-        found = self._decided.get(key)
-        if found is None:
-            algorithm = None if rule.exclude else self.algorithm(layer, rule)
-            found = self._decided[key] = algorithm, (
-                algorithm is None or self._problem(algorithm, [layer]) is None)
-        return found
+        """(the layer's algorithm or None, is it possible there?)."""
+        algorithm = None if rule.exclude else self.algorithm(layer, rule)
+        return algorithm, algorithm is None or self._problem(algorithm, [layer]) is None
 
     def _problem(self, algorithm: Algorithm, layers: Sequence[Layer]) -> Problem | None:
         if algorithm.timed and self.extras.dora:
@@ -272,15 +266,15 @@ def assign(layers: Iterable[Layer], network: NetworkConfig, key: Callable[[Layer
     assigner = Assigner(network, overrides)
     alike = not (assigner.rules or assigner.overrides)
     rule, extras = assigner.plain, assigner.extras
-    decided: dict[int, tuple[Algorithm | None, bool]] = {}
+    decided: dict[tuple[int, int], tuple[Algorithm | None, bool]] = {}  # by rule and form
     found: list[Assignment] = []
     impossible: list[tuple[Algorithm, Rule, Layer]] = []
     for layer in layers:
         if not alike:
             rule = assigner.rule(layer)
-            decision = assigner.decide(layer, rule)
-        elif (decision := decided.get(layer.form)) is None:
-            decision = decided[layer.form] = assigner.decide(layer, rule)
+        place = id(rule), layer.form
+        if (decision := decided.get(place)) is None:
+            decision = decided[place] = assigner.decide(layer, rule)
         algorithm, possible = decision
         if algorithm is None:
             continue
