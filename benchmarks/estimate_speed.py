@@ -1,7 +1,8 @@
 """How long exact estimates take, with the layer table read already: from settings to bytes.
 
 Prints milliseconds for one algorithm on each model that is known by name and on the embedded one,
-and for the whole comparison of all algorithms that the Algorithm tab shows, with their ratio:
+for the whole comparison of all algorithms that the Algorithm tab shows, and for one plan's own
+sizes, where each layer is given its adapter as for training:
 
     python benchmarks/estimate_speed.py [--rounds 30] [--preset full]
 """
@@ -33,8 +34,10 @@ def main() -> None:
             f"model.family={name}", f"network.preset={options.preset}"]), need_dataset=False)
         one = median(options.rounds, lambda dim, made=made: estimate(made, "loha", dim))
         table = median(options.rounds, lambda dim, made=made: comparison(made, dim))
+        planned = median(options.rounds, lambda dim, made=made: layer_by_layer(made, "loha", dim))
         print(f"{made.family.title}: one algorithm {one:.2f} ms, all {len(algorithms.catalogue())} "
-              f"{table:.1f} ms, ratio {table / one:.1f} ({made.sizes.modules} layers)")
+              f"{table:.1f} ms, ratio {table / one:.1f}; layer by layer {planned:.2f} ms "
+              f"({made.sizes.modules} layers)")
 
 
 def median(rounds: int, work: Callable[[int], None]) -> float:
@@ -48,6 +51,11 @@ def median(rounds: int, work: Callable[[int], None]) -> float:
 
 
 def estimate(made: Plan, algo: str, dim: int) -> None:
+    """One row of the table."""
+    plan.sizes_with(made, replace(plan.switched(made.config.network, algo), dim=dim))
+
+
+def layer_by_layer(made: Plan, algo: str, dim: int) -> None:
     network = replace(made.config.network, algo=algo, dim=dim)
     sizes.measure(assignments.assign_family(made.family, network), "fp16", {})
 
@@ -55,9 +63,8 @@ def estimate(made: Plan, algo: str, dim: int) -> None:
 def comparison(made: Plan, dim: int) -> None:
     """Every algorithm with its metadata, as the tab shows it."""
     for algo in algorithms.catalogue():
-        network = replace(plan.switched(made.config.network, algo), dim=dim)
         try:
-            plan.sizes_with(made, network)
+            estimate(made, algo, dim)
         except ConfigError:
             continue  # not possible at that dim
 

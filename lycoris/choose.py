@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import algorithms, config, knobs, plan, units
+from . import algorithms, config, knobs, plan, units, weigher
 from .assignments import select
 from .data import folder
 from .data.folder import Dataset
@@ -27,7 +27,7 @@ from .plan import Plan
 from .registry import pick
 from .settings import Config, NetworkConfig
 from .sizes import with_dim
-from .weigher import Weigher, Weight
+from .weigher import Weight
 
 CLOSE = 0.02  # of the wanted size: near enough to look no further
 FAR = 0.1  # of the wanted size: another preset is tried, and it is told
@@ -245,17 +245,14 @@ class Aim:
 
 
 class Search:
-    """Networks on one base, each preset's layers sorted once."""
+    """Networks on one base."""
 
     def __init__(self, run: Config, family: Family):
         self.run, self.family = run, family
-        self._weighers: dict[str, Weigher] = {}
 
     def weigh(self, network: NetworkConfig) -> Weight:
         """ConfigError where the network is impossible."""
-        if network.preset not in self._weighers:
-            self._weighers[network.preset] = Weigher(self.family, network, self.run.output.dtype)
-        return self._weighers[network.preset].weigh(network)
+        return weigher.of(self.family, network).weigh(network, self.run.output.dtype)
 
     def possible(self, network: NetworkConfig) -> Weight | None:
         try:

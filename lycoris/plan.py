@@ -35,6 +35,7 @@ from . import (
     swapping,
     thumbnail,
     timesteps,
+    weigher,
     weightings,
 )
 from .assignments import Assignment, assign_family, select
@@ -152,7 +153,8 @@ def make(run: Config, *, family: Family | None = None, dataset: Dataset | None =
     chosen = buckets_of(run, learned)
     shown = loader.presented(chosen, [p.repeats for p in learned])
     draft = Plan(run, family, assignments, dataset, chosen,
-                 _measured(run, family, assignments, dataset, shown), (), buckets_of(run, held))
+                 sizes.measure(assignments, run.output.dtype,
+                               _described(run, family, dataset, shown)), (), buckets_of(run, held))
     return replace(draft, warnings=tuple(_warnings(draft)))
 
 
@@ -191,21 +193,21 @@ def with_free_name(run: Config, name: str = "") -> Config:
     return replace(run, output=replace(run.output, name=free))
 
 
-def _measured(run: Config, family: Family, assignments: Sequence[Assignment],
-              dataset: Dataset | None, buckets: Sequence[tuple[int, int]]) -> Sizes:
+def _described(run: Config, family: Family, dataset: Dataset | None,
+               buckets: Sequence[tuple[int, int]]) -> dict[str, str]:
+    """Metadata as long as the file's will be."""
     if not run.output.name:
         run = with_free_name(run)  # the name is in the metadata too
     facts = facts_of(run, buckets)
-    described = metadata.with_hashes(metadata.describe(run, family, dataset, facts), None)
-    return sizes.measure(assignments, run.output.dtype, described)
+    return metadata.with_hashes(metadata.describe(run, family, dataset, facts), None)
 
 
 def sizes_with(made: Plan, network: NetworkConfig) -> Sizes:
     """What the file of a planned run would take with another network; ConfigError where that is
     impossible."""
     run = replace(made.config, network=network)
-    return _measured(run, made.family, assign_family(made.family, network), made.dataset,
-                     made.presented)
+    return weigher.of(made.family, network).measure(
+        network, run.output.dtype, _described(run, made.family, made.dataset, made.presented))
 
 
 def facts_of(run: Config, buckets: Sequence[tuple[int, int]], **known: Any) -> metadata.Facts:
@@ -225,8 +227,7 @@ def shows_thumbnail(run: Config) -> bool:
 
 def file_bytes(run: Config, network: NetworkConfig, family: Family) -> int:
     """Bytes of the adapter without metadata, for another network on the same base."""
-    found = assign_family(family, network)
-    return sizes.measure(found, run.output.dtype, {}).file_bytes
+    return weigher.of(family, network).weigh(network, run.output.dtype).file_bytes
 
 
 def switched(network: NetworkConfig, algo: str) -> NetworkConfig:

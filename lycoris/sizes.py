@@ -97,20 +97,28 @@ def measure(assignments: Sequence[Assignment], dtype: str,
         lengths += own.suffixes + len(each[1]) * len(own.counts)
         counts += own.counts
     times = Counter(counted)
+    return total([(own, layer, times[key]) for key, (own, layer) in pieces.items()], lengths,
+                 counts, dtype, metadata)
+
+
+def total(pieces: Iterable[tuple[Piece, Layer, int]], lengths: int, counts: Sequence[int],
+          dtype: str, metadata: Mapping[str, str]) -> Sizes:
+    """The sizes of pieces, each with a layer that has it and with how many do. `lengths` and
+    `counts` are what `tensorfile.header_sizes` asks for."""
     by_part: dict[str, Group] = {}
     by_kind: dict[str, Group] = {}
-    for key, (own, layer) in pieces.items():
-        group, kind = own.group * times[key], _kind(layer.kind, layer.shape)
+    for own, layer, times in pieces:
+        group, kind = own.group * times, _kind(layer.kind, layer.shape)
         by_part[layer.part] = by_part.get(layer.part, Group()) + group
         by_kind[kind] = by_kind.get(kind, Group()) + group
-    total = sum(by_part.values(), Group())
+    whole = sum(by_part.values(), Group())
     every, told = {}, tensorfile.metadata_length(metadata)
     for name, written in DTYPE_NAMES.items():
-        data = tensorfile.WIDTHS[written] * total.elements
+        data = tensorfile.WIDTHS[written] * whole.elements
         bare, full = tensorfile.header_sizes(lengths, counts, written, told)
         every[name] = {"tensor_bytes": data, "file_bytes": data + bare,
                        "file_bytes_with_metadata": data + full}
-    return Sizes(total.modules, total.parameters, total.tensors, dtype, every, by_part, by_kind)
+    return Sizes(whole.modules, whole.parameters, whole.tensors, dtype, every, by_part, by_kind)
 
 
 def _place(assignment: Assignment) -> str:

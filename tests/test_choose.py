@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lycoris import advice, algorithms, choose, config, families, knobs, plan
+from lycoris import advice, algorithms, choose, config, families, knobs, plan, weigher
 from lycoris.data import folder
 from lycoris.errors import ConfigError
 from lycoris.families import Family
@@ -20,7 +20,6 @@ from lycoris.guideline import ASPECTS
 from lycoris.settings import Config, NetworkConfig
 from lycoris.sizes import with_dim
 from lycoris.surprises import FLOAT16_MAX
-from lycoris.weigher import Weigher
 
 ALGOS = tuple(algorithms.catalogue())
 FAMILIES = ("sd15", "tiny")
@@ -60,13 +59,15 @@ def test_weighed_is_what_is_measured(run: Config, base: str, dtype: str) -> None
     run = knobs.replace(run, {"output.dtype": dtype})
     network = run.network
     try:
-        sizes = plan.make(run, family=family(base), need_dataset=False).sizes
+        made = plan.make(run, family=family(base), need_dataset=False)
     except ConfigError:
         with pytest.raises(ConfigError):
-            Weigher(family(base), network, dtype).weigh(network)
+            weigher.of(family(base), network).weigh(network, dtype)
         return
-    weight = Weigher(family(base), network, dtype).weigh(network)
+    sizes = made.sizes
+    weight = weigher.of(family(base), network).weigh(network, dtype)
     assert (weight.file_bytes, weight.parameters) == (sizes.file_bytes, sizes.parameters)
+    assert plan.sizes_with(made, network) == sizes
 
 
 @given(networks(), st.sampled_from(ALGOS), st.sampled_from(FAMILIES))
