@@ -17,10 +17,15 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import pytest
 import torch
+from interop import peers
 from nursery import Nursery
 from PIL import Image, ImageDraw
 
 from lycoris import config
+
+# PEFT, by which diffusers reads LoRA files, is found here last and in these processes alone: users
+# have none, and every engine that is started would import it.
+sys.path.append(str(peers.FOLDER))
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_SD = ROOT / "assets" / "tiny-sd"
