@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,7 @@ from lycoris.settings import Config
 pytestmark = pytest.mark.slow
 
 SEEDS = (11, 12, 13, 14)
+STEPS = 10  # of the sampler
 KNOWN = ("a zorb on grass", "a zorb at night", "a zorb on a blue background")
 NEW = ("a zorb on a red background", "a zorb by the sea")  # in no training picture
 OTHER = ("a red circle on a white background", "a blue house on grass", "a yellow star at night")
@@ -45,7 +46,8 @@ class Story:
 
     def paint(self, prompts: tuple[str, ...], network: LycorisNetwork | None) -> list[Image.Image]:
         """Every prompt with every seed."""
-        how = sampling.settings_of(self.run.sample, self.run.dataset.resolution, 8)
+        how = sampling.settings_of(replace(self.run.sample, steps=STEPS),
+                                   self.run.dataset.resolution, 8)
         jobs = [sampling.Job(prompt, seed) for prompt in prompts for seed in SEEDS]
         if network is not None:
             network.apply_to()
@@ -72,12 +74,13 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    """`python -m lycoris demo`: both trainings and the grid, in half a newcomer's steps and without
-    samples between, after which the whole run can do no worse."""
+    """`python -m lycoris demo`: both trainings and the grid, in a third of a newcomer's steps, half
+    the batch and without samples between, after which the whole run can do no worse."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
     run = config.load()
     assert main(["demo", "--out", str(folder), "sample.every=0",
-                 f"train.steps={run.train.steps // 2}"]) == 0
+                 f"train.steps={run.train.steps // 3}",
+                 f"train.batch_size={run.train.batch_size // 2}", f"sample.steps={STEPS}"]) == 0
     model = families.open_base(config.find(run.model.base)).load(torch.device("cpu"),
                                                                  torch.float32)
     yield Story(folder, run, model, load_checker())

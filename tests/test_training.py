@@ -504,8 +504,8 @@ FULL = ["network.dropout=0.1", "network.rank_dropout=0.1", "network.module_dropo
         "loss.min_snr_gamma=5"]
 
 
-EVERYWHERE = [(algo, "AdamW", stops) for algo in ("lora", "loha")
-              for stops in ([1], [3], [2, 4], [1, 2, 3, 4, 5])]
+EVERYWHERE = [("lora", "AdamW", [3]), ("lora", "AdamW", [1, 2, 3, 4, 5]),
+              ("loha", "AdamW", [1]), ("loha", "AdamW", [2, 4])]
 
 
 @pytest.mark.parametrize(("algo", "optimizer", "stops"), [
