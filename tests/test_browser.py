@@ -79,8 +79,8 @@ def test_what_an_algorithm_lacks_is_off_and_what_is_impossible_has_a_way_out(
     page.get_by_label("BOFT", exact=True).check()
     page.get_by_role("button", name="Set dim to 14").click()
     page.wait_for_function("document.querySelector('table.sizes tr.on td').innerText === 'BOFT'")
+    page.wait_for_function("document.querySelector(\"[id='network.dim'] input\").value === '14'")
     page.wait_for_selector(".plan .v")
-    assert page.locator("[id='network.dim'] input").input_value() == "14"
     assert page.locator("[id='network.alpha'] input").is_disabled()
     assert page.get_by_label("Alpha, slider").is_disabled()
     page.get_by_label("Full", exact=True).check()
