@@ -28,9 +28,8 @@ if ! command -v chromium >/dev/null 2>&1 && command -v apt-get >/dev/null 2>&1 &
 fi
 # Many tests start processes of ours; where nothing may be kept each would compile all its modules.
 unset PYTHONDONTWRITEBYTECODE
-# File by file, the long files first (conftest.py); one file more at a time than there are cores, since
-# a browser's tests wait a sixth of their time. A thread each, else they wait for one another.
-workers=$(($(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1))
-[ "$workers" -le 5 ] || workers=5
+# File by file on up to four cores, the long files first (conftest.py); a core each, else they wait
+# for one another.
 export OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec .venv-tests/bin/python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"
+exec .venv-tests/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
+  --no-loadscope-reorder "$@"
