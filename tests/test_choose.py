@@ -60,9 +60,10 @@ def test_weighed_is_what_is_measured(run: Config, base: str, dtype: str) -> None
     network = run.network
     try:
         made = plan.make(run, family=family(base), need_dataset=False)
-    except ConfigError:
-        with pytest.raises(ConfigError):
+    except ConfigError as error:
+        with pytest.raises(ConfigError) as other:
             weigher.of(family(base), network).weigh(network, dtype)
+        assert other.value.problems == error.problems
         return
     sizes = made.sizes
     weight = weigher.of(family(base), network).weigh(network, dtype)
